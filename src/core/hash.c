@@ -1,0 +1,56 @@
+/* hash.c - multiply-fold hashing over 8-byte words; CRC-32C a nibble at a time (small table, no
+ * start-up work; records are short).
+ */
+#include "core/hash.h"
+
+#include <string.h>
+
+static uint64_t hash_fold(uint64_t a, uint64_t b)
+{
+    __extension__ typedef unsigned __int128 u128;
+    u128 p = (u128)a * b;
+    return (uint64_t)p ^ (uint64_t)(p >> 64);
+}
+
+uint64_t hash64(const void *data, size_t bytes, uint64_t seed)
+{
+    const uint8_t *p = data;
+    uint64_t h = seed ^ 0x243f6a8885a308d3u ^ bytes;
+    size_t left = bytes;
+    for (; left >= 8; left -= 8, p += 8) {
+        uint64_t w;
+        memcpy(&w, p, 8);
+        h = hash_fold(h ^ w, 0x9e3779b97f4a7c15u) + 0x13198a2e03707344u;
+    }
+    if (left) {
+        uint64_t w = 0;
+        memcpy(&w, p, left);
+        h = hash_fold(h ^ w, 0x9e3779b97f4a7c15u) + 0x13198a2e03707344u;
+    }
+    h ^= h >> 29;
+    return hash_fold(h ^ 0xa4093822299f31d0u, 0xbf58476d1ce4e5b9u ^ seed);
+}
+
+struct hash128 hash128(const void *data, size_t bytes, struct hash128 seed)
+{
+    struct hash128 h;
+    h.lo = hash64(data, bytes, seed.lo ^ 0x082efa98ec4e6c89u);
+    h.hi = hash64(data, bytes, seed.hi ^ (h.lo + 0x452821e638d01377u));
+    return h;
+}
+
+uint32_t crc32c(uint32_t crc, const void *data, size_t bytes)
+{
+    static const uint32_t nibble[16] = {
+        0x00000000u, 0x105ec76fu, 0x20bd8edeu, 0x30e349b1u, 0x417b1dbcu, 0x5125dad3u,
+        0x61c69362u, 0x7198540du, 0x82f63b78u, 0x92a8fc17u, 0xa24bb5a6u, 0xb21572c9u,
+        0xc38d26c4u, 0xd3d3e1abu, 0xe330a81au, 0xf36e6f75u};
+    const uint8_t *p = data;
+    crc = ~crc;
+    for (size_t i = 0; i < bytes; i++) {
+        crc ^= p[i];
+        crc = (crc >> 4) ^ nibble[crc & 15u];
+        crc = (crc >> 4) ^ nibble[crc & 15u];
+    }
+    return ~crc;
+}
