@@ -1,0 +1,79 @@
+/* cpu.c - the CPU device: heap memory, inline lanes, polling instead of streams. */
+#include "core/clock.h"
+#include "device/device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void *cpu_alloc(struct device *dev, size_t bytes)
+{
+    (void)dev;
+    void *p = 0;
+    size_t rounded = (bytes + 63) / 64 * 64;
+    if (posix_memalign(&p, 64, rounded ? rounded : 64) != 0) return 0;
+    memset(p, 0, rounded);
+    return p;
+}
+
+static void cpu_free(struct device *dev, void *p)
+{
+    (void)dev;
+    free(p);
+}
+
+static enum status cpu_copy(struct lane *lane, void *dst, const void *src, size_t bytes)
+{
+    (void)lane;
+    memcpy(dst, src, bytes);
+    return OK;
+}
+
+static void cpu_record(struct lane *lane, struct event *event)
+{
+    (void)lane;
+    event->impl = 0;
+}
+
+static void cpu_wait(struct lane *lane, const struct event *event)
+{
+    (void)lane;
+    (void)event;
+}
+
+static enum status cpu_sync(struct lane *lane)
+{
+    (void)lane;
+    return OK;
+}
+
+struct device *device_cpu(void)
+{
+    static struct device cpu = {
+        .name = "cpu",
+        .alloc = cpu_alloc,
+        .free = cpu_free,
+        .copy_in = cpu_copy,
+        .copy_out = cpu_copy,
+        .record = cpu_record,
+        .wait = cpu_wait,
+        .sync = cpu_sync,
+    };
+    return &cpu;
+}
+
+void lane_init(struct lane *lane, struct device *dev, int threads)
+{
+    memset(lane, 0, sizeof *lane);
+    lane->dev = dev;
+    lane->threads = threads > 0 ? threads : 1;
+}
+
+void lane_poll(struct lane *lane)
+{
+    enum { POLL_EVERY_NS = 200000 };
+    if (!lane->poll) return;
+    int64_t now = clock_now_ns();
+    if (now - lane->last_poll_ns < POLL_EVERY_NS) return;
+    lane->last_poll_ns = now;
+    lane->poll(lane->poll_arg);
+}
