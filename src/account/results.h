@@ -133,7 +133,8 @@ struct throughput_row {
     double tpot_mean_s, tpot_p50_s, tpot_p90_s, tpot_p99_s;
 };
 
-/* One root attribute. */
+/* One root attribute. The engine writes: program_version, git_revision, argv, job_yaml, hosts,
+ * isa, transport, libraries, start_utc, end_utc. schema_version and status are the builder's. */
 struct results_attr {
     const char *key, *value;
 };

@@ -34,27 +34,28 @@ struct spread { /* over ranks, or over steps */
     int64_t n;
 };
 
-enum { SUMMARY_UNITS = 64 };
+/* Indices into the arrays by role. A phase's ranks are those of its own role and the mixed ones. */
+enum summary_role { ROLE_PREFILL, ROLE_DECODE, ROLE_MIXED, ROLES };
+enum summary_load { LOAD_ATTENTION, LOAD_KV, LOAD_EXPERTS, LOADS };
 
+/* Fill it with the functions below only; read it freely after summary_finish(). */
 struct summary {
     struct histogram ttft, tpot; /* s, of answered requests */
     int64_t ok, failed, pending;
     int64_t hit_tokens, miss_tokens, output_tokens; /* of answered requests */
     /* steps, by enum step_kind */
     int64_t steps[2], step_tokens[2];
-    double first_start[2], last_end[2], step_s[2];
-    double deviation_sum[2][3], deviation_weight[2][3]; /* attention, KV, experts: max/mean, weighted
-                                                           by the step's duration */
-    char unit[2][SUMMARY_UNITS][RESULTS_UNIT_MAX];
-    int units[2];
-    /* ranks, last attempt, by role */
-    struct spread busy[2], exposed[2], idle[2]; /* shares of the rank's time, 0..1 */
-    int32_t ranks[2], nodes[2];
-    int32_t all_ranks, all_nodes;
-    uint64_t node_seen[2][64]; /* bit set of node numbers below 4096 */
+    double first_start[2], last_end[2], step_s[2]; /* s; step_s adds up over units */
+    double deviation_sum[2][LOADS], deviation_s[2][LOADS]; /* max / mean of a step, weighted by
+                                                              its duration */
+    /* ranks of the last attempt */
+    int32_t rank_attempt;
+    struct spread busy[ROLES], exposed[ROLES], idle[ROLES]; /* shares of a rank's time, 0..1 */
+    int32_t ranks[ROLES], units[ROLES];
+    uint64_t node_seen[ROLES][64]; /* bit set of node numbers below 4096 */
     /* attempts */
     int64_t attempts;
-    double gpu_s, wall_s;
+    double gpu_s, node_s, wall_s;
     char isa[16], transport[32];
     /* filled by summary_finish */
     struct throughput_row throughput;
@@ -67,16 +68,19 @@ struct summary {
 void summary_init(struct summary *s);
 void summary_add_request(struct summary *s, const struct request_row *row);
 void summary_add_step(struct summary *s, enum step_kind kind, const struct step_row *row);
-/* Rows of earlier attempts than `last_attempt` count for nothing but their GPU-seconds. */
+/* Rows in ascending order of attempts: the first row of a new attempt forgets those before. */
 void summary_add_rank(struct summary *s, const struct rank_row *row);
 void summary_add_attempt(struct summary *s, const struct attempt_row *row);
 /* Computes throughput, account and the verdict: VALID when every request ended (ok or failed). */
 void summary_finish(struct summary *s, const struct account_prices *prices);
-/* Makes the verdict INVALID; the first reason stays. */
+/* Makes the verdict INVALID; the first reason stays. After summary_finish(). */
 void summary_invalid(struct summary *s, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* The closing table; lines other than the verdict start with "# " only where they are headings. */
+/* max / mean load of a phase, weighted by step time; NaN without steps. */
+double summary_deviation(const struct summary *s, enum step_kind kind, enum summary_load load);
+
+/* The closing table: headings start with '#', the last line is VALID or INVALID and why. */
 void summary_print(const struct summary *s, const char *results_path, FILE *out);
 
 #endif

@@ -53,8 +53,8 @@ char *journal_dir_of(const char *results_path);
  * first, else an existing one is an error. sync_s: seconds between fsyncs. */
 enum status journal_create(const char *dir, const struct journal_job *job, bool force,
                            double sync_s, struct journal **out);
-/* Reads an existing journal and continues it in a new segment. ERR_INPUT when the fingerprint or the
- * number of requests differs. report may be NULL. */
+/* Reads an existing journal and continues it in a new segment. ERR_INPUT when the fingerprint or
+ * the number of requests differs. report may be NULL. */
 enum status journal_resume(const char *dir, const struct journal_job *job, double sync_s,
                            struct journal_report *report, struct journal **out);
 /* Reads a journal to look at it or build from it: nothing is written. */
@@ -68,10 +68,12 @@ int64_t journal_finished(const struct journal *j);
 enum status journal_attempt_begin(struct journal *j, const struct attempt_row *attempt);
 enum status journal_request(struct journal *j, const struct request_row *row);
 enum status journal_step(struct journal *j, enum step_kind kind, const struct step_row *row);
+/* All ranks of the job at once; the last call of an attempt counts. */
 enum status journal_ranks(struct journal *j, const struct rank_row *rows, size_t n);
 /* The whole job's totals of this attempt so far; the last call of an attempt counts.
  * rows[layers * experts], layer-major, dense layers zero. */
 enum status journal_expert_load(struct journal *j, int layers, int experts, const int64_t *rows);
+/* Calls of one attempt add up (one per unit, or one in all). */
 enum status journal_placement(struct journal *j, const struct placement_row *rows, size_t n);
 /* end_utc, outcome, wall_s, gpu_s, tokens computed; the rest of the row is ignored. */
 enum status journal_attempt_end(struct journal *j, const struct attempt_row *attempt);
@@ -85,8 +87,8 @@ enum status journal_sync(struct journal *j);
 /* Syncs and frees; NULL is fine. */
 enum status journal_close(struct journal *j);
 
-/* Reads one finished request back; ERR_INPUT when it has no record. Pointers in *row are valid until
- * the next call on j. */
+/* Reads one finished request back; ERR_INPUT when it has no record. Pointers in *row are valid
+ * until the next call on j. */
 enum status journal_read_request(struct journal *j, int64_t index, struct request_row *row);
 
 /* What the results file needs beyond the journal. */
