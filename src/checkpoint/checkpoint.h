@@ -67,8 +67,8 @@ void checkpoint_prefetch(const struct tensor_view *view);
 void checkpoint_release(const struct tensor_view *view);
 
 /* Identity of the weights: config.json, all safetensors headers (files in name order), and a
- * 4 KiB sample of every tensor (its start and its middle, by name order). Reads about 4 KiB a
- * tensor. */
+ * 4 KiB sample from the middle of every tensor, in name order. Does not depend on the directory's
+ * path. Reads about 4 KiB a tensor. */
 enum status checkpoint_fingerprint(const struct checkpoint *ck, struct hash128 *fp);
 
 #endif
