@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Makes the golden files of tests/golden with transformers in float32 as the oracle.
+
+    python scripts/make_golden.py [--case NAME]...      tiny random checkpoints, model and values
+    python scripts/make_golden.py --demo DIR            values of the demo model (kjv-demo.json)
+    python scripts/make_golden.py --list
+
+A tiny case is a checkpoint of random weights that covers some rules of the model family, with
+prompts drawn so that no choice is close: every token's expert selection and every greedy token is
+at least 1e-3 away from another one. Needs torch, transformers and safetensors;
+tests/golden/README.md describes the files.
+"""
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import lib_checkpoint as ckpt  # noqa: E402
+from lib_golden_cases import CASES  # noqa: E402
+from lib_oracle import Oracle  # noqa: E402
+
+GAP = 1e-3
+PROMPTS = ((5, 24), (23, 16), (70, 12), (150, 8))  # (prompt tokens, continuation)
+SCORED = 2  # the prompt whose own tokens are scored too
+GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "golden")
+
+
+# ---- checkpoints of random weights
+
+def random_tensors(model, rng):
+    """Weights large enough that logits and gate scores differ clearly between tokens."""
+    hidden = model.config.hidden_size
+    softmax_gate = model.config.model_type == "deepseek_v2"
+    tensors = {}
+    for name, value in sorted(model.state_dict().items()):
+        noise = torch.randn(value.shape, generator=rng)
+        if name.endswith("norm.weight"):
+            tensors[name] = 1 + 0.2 * noise
+        elif name.endswith("e_score_correction_bias"):
+            tensors[name] = 0.15 * noise
+        elif name.endswith("mlp.gate.weight"):
+            tensors[name] = noise * (1.2 if softmax_gate else 1.5) / hidden ** 0.5
+        elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            tied = model.config.tie_word_embeddings
+            wide = name.startswith("model.embed") and not tied
+            tensors[name] = noise * (1.0 if wide else 3.0 / hidden ** 0.5)
+        else:
+            tensors[name] = noise * 1.3 / value.shape[-1] ** 0.5
+    if model.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    return tensors
+
+
+def oracle_config(config):
+    """The case's config.json as a transformers configuration object."""
+    plain = dict(config)
+    kind = plain.pop("model_type")
+    # What transformers 5 does not know it would keep and write, and its own files lack these.
+    for key in ("quantization_config", "scoring_func", "moe_layer_freq", "torch_dtype"):
+        plain.pop(key, None)
+    if kind != "deepseek_v2":
+        plain.pop("topk_method")
+    made = {"deepseek_v2": transformers.DeepseekV2Config}.get(kind, transformers.DeepseekV3Config)
+    return made(**json.loads(json.dumps(plain)))
+
+
+def write_model(case, directory):
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    config = oracle_config(case.config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    rng = torch.Generator().manual_seed(case.seed)
+    model.load_state_dict(random_tensors(model, rng))
+    if case.spelling == "transformers":
+        model.to(case.dtype).save_pretrained(directory, max_shard_size=case.shard_bytes)
+    else:
+        tensors = ckpt.hub_names(model.state_dict())
+        if config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
+        tensors.update(unused_layer(config, rng))
+        if case.scale_format:
+            tensors = ckpt.quantised(tensors, case.dtype, case.scale_format)
+        else:
+            tensors = {name: value if "correction_bias" in name else value.to(case.dtype)
+                       for name, value in tensors.items()}
+        ckpt.write_weights(directory, tensors, case.shards)
+        ckpt.write_json(os.path.join(directory, "config.json"), case.config)
+    ckpt.write_json(os.path.join(directory, "generation_config.json"), {"eos_token_id": case.eos})
+    for file in os.listdir(directory):
+        os.chmod(os.path.join(directory, file), 0o644)
+
+
+def unused_layer(config, rng):
+    """Some tensors of the multi-token-prediction layer, which a reader must pass over."""
+    if not getattr(config, "num_nextn_predict_layers", 0):
+        return {}
+    stem, hidden = f"model.layers.{config.num_hidden_layers}.", config.hidden_size
+    return {stem + "enorm.weight": torch.randn(hidden, generator=rng),
+            stem + "eh_proj.weight": torch.randn(8, 2 * hidden, generator=rng)}
+
+
+# ---- prompts that leave no choice close
+
+def clear_prompt(oracle, length, vocabulary, rng, start=()):
+    """Random ids, each redrawn until the gates are sure about it."""
+    ids = list(start)
+    while len(ids) < length:
+        for _ in range(40):
+            draws = rng.sample(range(3, vocabulary), 12)
+            _, gaps = oracle.forward([ids + [draw] for draw in draws])
+            sure = [draw for draw, gap in zip(draws, gaps[:, -1]) if gap > 1.1 * GAP]
+            if sure:
+                break
+        else:
+            raise ValueError(f"no sure token at position {len(ids)}: change the case's seed")
+        ids.append(sure[0])
+    return ids
+
+
+def clear_case(oracle, length, count, vocabulary, eos, rng):
+    """A prompt and its greedy continuation, all gaps above GAP, no end token inside."""
+    ids = clear_prompt(oracle, length, vocabulary, rng)
+    for _ in range(120):
+        tokens, logits, logit_gap, gate_gap = oracle.greedy(ids, count)
+        if min(logit_gap, gate_gap) > GAP and not set(tokens) & set(eos):
+            return ids, tokens, logits, logit_gap, gate_gap
+        ids = clear_prompt(oracle, length, vocabulary, rng, ids[:max(0, length - 3)])
+    raise ValueError(f"no clear continuation of {length} tokens: change the case's seed")
+
+
+# ---- golden files
+
+def short(values, digits=9):
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]
+
+
+def entry(oracle, result, digits=9, scored=False, last=True):
+    ids, tokens, logits, logit_gap, gate_gap = result
+    chosen = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    made = {"ids": ids, "tokens": tokens, "logprobs": short(chosen),
+            "min_logit_gap": logit_gap, "min_gate_gap": gate_gap,
+            "prefill_logits": short(logits[0], digits)}
+    if last:
+        made["last_logits"] = short(logits[-1], digits)
+    if scored:
+        made["prompt_logprobs"] = [None] + short(oracle.prompt_logprobs(ids))
+    return made
+
+
+def origin(command):
+    return {"transformers": transformers.__version__, "torch": torch.__version__,
+            "dtype": "float32", "attention": "eager", "command": command}
+
+
+def write_golden(path, values):
+    """JSON with one line a field, so that a person can read it and a diff stays small."""
+    def lines(value, indent):
+        if isinstance(value, dict):
+            inner = ",\n".join(f"{indent} {json.dumps(k)}: {lines(v, indent + ' ')}"
+                               for k, v in value.items())
+            return "{\n" + inner + "\n" + indent + "}"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[" + ", ".join(lines(v, indent) for v in value) + "]"
+        return json.dumps(value)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(lines(values, "") + "\n")
+
+
+def make_case(name, case):
+    directory = os.path.join(GOLDEN, name)
+    write_model(case, directory)
+    oracle = Oracle(directory)
+    rng = random.Random(case.seed)
+    eos = case.eos if isinstance(case.eos, list) else [case.eos]
+    entries = []
+    for number, (length, count) in enumerate(PROMPTS):
+        result = clear_case(oracle, length, count, case.config["vocab_size"], eos, rng)
+        entries.append(entry(oracle, result, scored=number == SCORED))
+    gaps = {key: min(e[key] for e in entries) for key in ("min_logit_gap", "min_gate_gap")}
+    write_golden(os.path.join(directory, "golden.json"), {
+        "case": name, "covers": case.covers,
+        "oracle": origin(f"python scripts/make_golden.py --case {name}"),
+        **gaps, "prompts": entries})
+    size = sum(os.path.getsize(os.path.join(directory, f)) for f in os.listdir(directory))
+    print(f"{name}: {size / 1024:.0f} KiB, logit gap {gaps['min_logit_gap']:.2e}, "
+          f"gate gap {gaps['min_gate_gap']:.2e}", flush=True)
+
+
+# ---- the demo model
+
+def demo_candidates(prompts_file, rng):
+    with open(prompts_file, encoding="utf-8") as lines:
+        prompts = [json.loads(line)["body"]["prompt"] for line in lines]
+    picked = [p for p in prompts if 8 <= len(p) <= 120]
+    rng.shuffle(picked)
+    return picked
+
+
+def make_demo(directory, prompts_file, wanted, tries):
+    """The prompts whose choices are clearest, of `tries` candidates.
+
+    With 256 experts and 3 gates a token, some expert is always chosen by less than 1e-3, so here
+    the gate gap is recorded and the best are kept; the logit gap stays above 1e-3.
+    """
+    oracle = Oracle(directory, experts="grouped_mm")
+    eos = ckpt.read_json(os.path.join(directory, "generation_config.json"))["eos_token_id"]
+    rng = random.Random(1611)
+    candidates = demo_candidates(prompts_file, rng)
+    found = []
+    for ids in candidates[:tries]:
+        tokens, logits, logit_gap, gate_gap = oracle.greedy(ids, 32, stop=(eos,))
+        if logit_gap > GAP:
+            found.append((gate_gap, len(found), (ids, tokens, logits, logit_gap, gate_gap)))
+    found.sort(reverse=True)
+    entries = [entry(oracle, result, digits=7, last=False) for _, _, result in found[:wanted]]
+    for made in entries:
+        made["finish_reason"] = "stop" if made["tokens"][-1] == eos else "length"
+    scored = score_demo(oracle, prompts_file)
+    write_golden(os.path.join(GOLDEN, "kjv-demo.json"), {
+        "case": "kjv-demo", "model": "inputs/models/kjv-demo",
+        "covers": "the demo model: FP8 weights dequantised to float32",
+        "oracle": origin("python scripts/make_golden.py --demo inputs/models/kjv-demo"),
+        "min_logit_gap": min(e["min_logit_gap"] for e in entries),
+        "min_gate_gap": min(e["min_gate_gap"] for e in entries),
+        "prompts": entries, "perplexity": scored})
+    print(f"kjv-demo: {len(entries)} of {len(candidates[:tries])} prompts; gate gap "
+          f"{entries[-1]['min_gate_gap']:.2e}; perplexity {scored['perplexity']:.4f}")
+
+
+def score_demo(oracle, prompts_file):
+    """Mean loss and perplexity of the four longest held-out texts of the prompt file."""
+    with open(prompts_file, encoding="utf-8") as lines:
+        prompts = [json.loads(line) for line in lines]
+    prompts = [p for p in prompts if p["custom_id"].startswith("held-")]
+    prompts.sort(key=lambda p: -len(p["body"]["prompt"]))
+    texts = []
+    for line in prompts[:4]:
+        ids = line["body"]["prompt"]
+        values = oracle.prompt_logprobs(ids)
+        texts.append({"custom_id": line["custom_id"], "ids": ids,
+                      "mean_nll": -values.mean().item(), "prompt_logprobs": [None] + short(values)})
+    count = sum(len(t["ids"]) - 1 for t in texts)
+    nll = sum(t["mean_nll"] * (len(t["ids"]) - 1) for t in texts) / count
+    return {"mean_nll": nll, "perplexity": math.exp(nll), "tokens": count, "texts": texts}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only these cases")
+    parser.add_argument("--list", action="store_true", help="name the cases and what they cover")
+    parser.add_argument("--demo", metavar="DIR", help="the demo model's directory")
+    parser.add_argument("--prompts", default="inputs/prompts/demo.jsonl")
+    parser.add_argument("--tries", type=int, default=60, help="demo prompts to choose from")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.list:
+        for name, case in CASES.items():
+            print(f"{name:24s} {case.covers}")
+    elif args.demo:
+        make_demo(args.demo, args.prompts, 8, args.tries)
+    else:
+        for name in args.case or CASES:
+            make_case(name, CASES[name])
+
+
+if __name__ == "__main__":
+    main()
