@@ -25,7 +25,7 @@ static void print_phases(const struct throughput_row *t, FILE *out)
             t->decode_nodes, (long long)t->decode_tokens, t->decode_span_s,
             num(a, "%.1f", t->decode_tokens_per_s), num(b, "%.2f", t->decode_tokens_per_s_rank),
             num(c, "%.1f", t->decode_tokens_per_s_node));
-    fprintf(out, "  prompt tokens found in the prefix cache: %lld; input with them %s tokens/s/node\n",
+    fprintf(out, "  prompt tokens found in the prefix cache: %lld; with them %s tokens/s/node\n",
             (long long)t->cached_tokens, num(a, "%.1f", t->input_tokens_per_s_node));
 }
 

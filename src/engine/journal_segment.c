@@ -1,0 +1,377 @@
+/* journal_segment.c - see journal_segment.h. */
+#include "engine/journal_segment.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/hash.h"
+
+enum { MAGIC = 0x314a424d /* "MBJ1" */, BUFFER_BYTES = 1 << 20, FIRST_READ = 4096 };
+
+struct record_head {
+    uint32_t magic, type, bytes, crc;
+};
+
+/* ---- payloads ---- */
+
+void payload_put(struct payload *p, const void *data, size_t bytes)
+{
+    if (p->failed || !bytes) return;
+    if (p->bytes + bytes > p->room) {
+        size_t room = p->room ? p->room : 256;
+        while (room < p->bytes + bytes) room *= 2;
+        char *more = realloc(p->data, room);
+        if (!more) {
+            p->failed = true;
+            return;
+        }
+        p->data = more;
+        p->room = room;
+    }
+    memcpy(p->data + p->bytes, data, bytes);
+    p->bytes += bytes;
+}
+
+void payload_put_text(struct payload *p, const char *text)
+{
+    if (!text) text = "";
+    payload_put(p, text, strlen(text) + 1);
+}
+
+const void *cursor_array(struct cursor *c, size_t n, size_t element)
+{
+    if (c->bad || n > (size_t)(c->end - c->at) / element) {
+        c->bad = true;
+        return NULL;
+    }
+    const void *at = c->at;
+    c->at += n * element;
+    return at;
+}
+
+void cursor_get(struct cursor *c, void *out, size_t bytes)
+{
+    const void *from = cursor_array(c, bytes, 1);
+    if (from) memcpy(out, from, bytes);
+    else
+        memset(out, 0, bytes);
+}
+
+const char *cursor_text(struct cursor *c)
+{
+    const char *nul = c->bad ? NULL : memchr(c->at, 0, (size_t)(c->end - c->at));
+    if (!nul) {
+        c->bad = true;
+        return "";
+    }
+    const char *text = c->at;
+    c->at = nul + 1;
+    return text;
+}
+
+/* ---- files ---- */
+
+static void segment_path(char *buf, size_t room, const char *dir, int number)
+{
+    snprintf(buf, room, "%s/%06d.seg", dir, number);
+}
+
+static enum status io_error(const char *dir, int number, const char *what)
+{
+    int err = errno;
+    return error_set(ERR_RESOURCE, "journal: %s %s/%06d.seg: %s", what, dir, number,
+                     strerror(err));
+}
+
+static uint32_t record_crc(uint32_t type, uint32_t bytes, const void *payload)
+{
+    uint32_t head[2] = {type, bytes};
+    return crc32c(crc32c(0, head, sizeof head), payload, bytes);
+}
+
+/* ---- writing ---- */
+
+enum status segment_writer_init(struct segment_writer *w, const char *dir, int first_number)
+{
+    *w = (struct segment_writer){.dir = dir, .fd = -1, .number = first_number};
+    w->buffer = malloc(BUFFER_BYTES);
+    return w->buffer ? OK : error_set(ERR_RESOURCE, "journal: out of memory");
+}
+
+bool segment_writer_fresh(const struct segment_writer *w)
+{
+    return w->fd < 0 || w->offset >= SEGMENT_LIMIT;
+}
+
+static enum status write_all(struct segment_writer *w, const char *data, size_t bytes)
+{
+    while (bytes) {
+        ssize_t n = write(w->fd, data, bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            w->failed = true;
+            return io_error(w->dir, w->number, "cannot write");
+        }
+        data += n;
+        bytes -= (size_t)n;
+    }
+    w->dirty = true;
+    return OK;
+}
+
+enum status segment_flush(struct segment_writer *w)
+{
+    if (w->failed)
+        return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
+    if (!w->used) return OK;
+    size_t used = w->used;
+    w->used = 0;
+    return write_all(w, w->buffer, used);
+}
+
+enum status segment_sync(struct segment_writer *w)
+{
+    TRY(segment_flush(w));
+    if (!w->dirty) return OK;
+    if (fdatasync(w->fd) != 0 && errno != EINVAL && errno != EROFS) {
+        w->failed = true;
+        return io_error(w->dir, w->number, "cannot sync");
+    }
+    w->dirty = false;
+    return OK;
+}
+
+static enum status close_segment(struct segment_writer *w)
+{
+    if (w->fd < 0) return OK;
+    enum status st = segment_sync(w);
+    close(w->fd);
+    w->fd = -1;
+    w->number++;
+    return st;
+}
+
+/* Opens the next segment and makes its name durable. */
+static enum status open_segment(struct segment_writer *w)
+{
+    TRY(close_segment(w));
+    if (w->number >= SEGMENTS_MAX)
+        return error_set(ERR_RESOURCE, "journal: %s is full (%d segments)", w->dir, SEGMENTS_MAX);
+    char path[4096];
+    segment_path(path, sizeof path, w->dir, w->number);
+    w->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (w->fd < 0) return io_error(w->dir, w->number, "cannot create");
+    w->offset = 0;
+    int dir = open(w->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir >= 0) {
+        fsync(dir); /* some file systems cannot; then the name survives a crash by chance only */
+        close(dir);
+    }
+    return OK;
+}
+
+enum status segment_append(struct segment_writer *w, uint32_t type, const struct payload *p,
+                           segment_place *place)
+{
+    if (p->failed) return error_set(ERR_RESOURCE, "journal: out of memory for a record");
+    if (p->bytes > RECORD_MAX)
+        return error_set(ERR_BUG, "journal: a record of %zu bytes", p->bytes);
+    if (w->failed)
+        return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
+    if (segment_writer_fresh(w)) TRY(open_segment(w));
+    struct record_head head = {MAGIC, type, (uint32_t)p->bytes,
+                               record_crc(type, (uint32_t)p->bytes, p->data)};
+    if (place) *place = (uint64_t)w->number << 40 | (uint64_t)w->offset;
+    if (w->used + sizeof head + p->bytes > BUFFER_BYTES) TRY(segment_flush(w));
+    memcpy(w->buffer + w->used, &head, sizeof head);
+    w->used += sizeof head;
+    w->offset += (int64_t)(sizeof head + p->bytes);
+    if (w->used + p->bytes <= BUFFER_BYTES) {
+        if (p->bytes) memcpy(w->buffer + w->used, p->data, p->bytes);
+        w->used += p->bytes;
+        return OK;
+    }
+    TRY(segment_flush(w));
+    return write_all(w, p->data, p->bytes);
+}
+
+enum status segment_writer_close(struct segment_writer *w)
+{
+    enum status st = w->failed ? OK : close_segment(w);
+    if (w->fd >= 0) close(w->fd);
+    free(w->buffer);
+    *w = (struct segment_writer){.fd = -1};
+    return st;
+}
+
+/* ---- reading ---- */
+
+void segment_reader_init(struct segment_reader *r, const char *dir)
+{
+    *r = (struct segment_reader){.dir = dir, .fd = -1, .number = -1};
+}
+
+void segment_reader_close(struct segment_reader *r)
+{
+    if (r->fd >= 0) close(r->fd);
+    free(r->buffer.data);
+    *r = (struct segment_reader){.fd = -1, .number = -1};
+}
+
+enum status segment_open(struct segment_reader *r, int number, bool *exists)
+{
+    if (r->fd >= 0) close(r->fd);
+    char path[4096];
+    segment_path(path, sizeof path, r->dir, number);
+    r->fd = open(path, O_RDONLY | O_CLOEXEC);
+    r->number = number;
+    r->offset = 0;
+    *exists = r->fd >= 0;
+    if (r->fd < 0) return errno == ENOENT ? OK : io_error(r->dir, number, "cannot open");
+    struct stat info;
+    if (fstat(r->fd, &info) != 0) return io_error(r->dir, number, "cannot stat");
+    r->size = info.st_size;
+    return OK;
+}
+
+/* Reads up to `bytes` at `offset`; *got may be less at the end of the file. */
+static enum status read_at(struct segment_reader *r, void *to, size_t bytes, int64_t offset,
+                           size_t *got)
+{
+    size_t have = 0;
+    while (have < bytes) {
+        ssize_t n = pread(r->fd, (char *)to + have, bytes - have, offset + (int64_t)have);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return io_error(r->dir, r->number, "cannot read");
+        if (n == 0) break;
+        have += (size_t)n;
+    }
+    *got = have;
+    return OK;
+}
+
+static enum status reserve(struct payload *p, size_t bytes)
+{
+    if (bytes <= p->room) return OK;
+    char *more = realloc(p->data, bytes);
+    if (!more) return error_set(ERR_RESOURCE, "journal: out of memory for a record");
+    p->data = more;
+    p->room = bytes;
+    return OK;
+}
+
+/* Whether the head at `offset` can be one; nothing is said about its checksum yet. */
+static bool head_plausible(const struct record_head *h, int64_t offset, int64_t size)
+{
+    return h->magic == MAGIC && h->bytes <= RECORD_MAX &&
+           (int64_t)h->bytes <= size - offset - (int64_t)sizeof *h;
+}
+
+/* Reads the record at r->offset; *good = false when it is torn or damaged. */
+static enum status read_record(struct segment_reader *r, bool (*want)(uint32_t type),
+                               struct record *out, bool *good)
+{
+    struct record_head head;
+    size_t first = want ? sizeof head : FIRST_READ, got = 0;
+    *good = false;
+    TRY(reserve(&r->buffer, FIRST_READ));
+    TRY(read_at(r, r->buffer.data, first, r->offset, &got));
+    if (got < sizeof head) return OK;
+    memcpy(&head, r->buffer.data, sizeof head);
+    if (!head_plausible(&head, r->offset, r->size)) return OK;
+    *out = (struct record){head.type, head.bytes, NULL,
+                           (uint64_t)r->number << 40 | (uint64_t)r->offset};
+    if (want && !want(head.type)) {
+        *good = true;
+        return OK;
+    }
+    size_t whole = sizeof head + head.bytes;
+    TRY(reserve(&r->buffer, whole));
+    if (got < whole) {
+        size_t rest = 0;
+        TRY(read_at(r, r->buffer.data + got, whole - got, r->offset + (int64_t)got, &rest));
+        got += rest;
+    }
+    out->payload = r->buffer.data + sizeof head;
+    *good = got >= whole && record_crc(head.type, head.bytes, out->payload) == head.crc;
+    return OK;
+}
+
+enum status segment_next(struct segment_reader *r, bool (*want)(uint32_t type), struct record *out,
+                         bool *more)
+{
+    TRY(read_record(r, want, out, more));
+    if (*more) r->offset += (int64_t)(sizeof(struct record_head) + out->bytes);
+    return OK;
+}
+
+enum status segment_read(struct segment_reader *r, segment_place place, struct record *out)
+{
+    int number = (int)(place >> 40);
+    bool good = true;
+    if (r->fd < 0 || r->number != number) {
+        TRY(segment_open(r, number, &good));
+        if (!good)
+            return error_set(ERR_INPUT, "journal: %s/%06d.seg is missing", r->dir, number);
+    }
+    struct stat info; /* the writer may have appended since */
+    r->offset = (int64_t)(place & ((UINT64_C(1) << 40) - 1));
+    if (r->offset >= r->size && fstat(r->fd, &info) == 0) r->size = info.st_size;
+    TRY(read_record(r, NULL, out, &good));
+    if (!good && fstat(r->fd, &info) == 0 && info.st_size != r->size) {
+        r->size = info.st_size;
+        TRY(read_record(r, NULL, out, &good));
+    }
+    if (!good)
+        return error_set(ERR_INPUT, "journal: %s/%06d.seg: the record at byte %lld is damaged",
+                         r->dir, number, (long long)r->offset);
+    return OK;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
+
+/* Number of a name like "000012.seg", -1 for others. */
+static int segment_number(const char *name)
+{
+    char *end;
+    long n = strtol(name, &end, 10);
+    return end != name && !strcmp(end, ".seg") && n >= 0 && n < SEGMENTS_MAX ? (int)n : -1;
+}
+
+enum status segment_list(const char *dir, int **numbers, int *n)
+{
+    *numbers = NULL;
+    *n = 0;
+    DIR *d = opendir(dir);
+    if (!d) return error_set(ERR_INPUT, "journal: cannot open %s: %s", dir, strerror(errno));
+    int room = 0, *list = NULL;
+    for (struct dirent *e; (e = readdir(d));) {
+        int number = segment_number(e->d_name);
+        if (number < 0) continue;
+        if (*n == room) {
+            room = room ? 2 * room : 16;
+            int *more = realloc(list, sizeof *list * (size_t)room);
+            if (!more) {
+                free(list);
+                closedir(d);
+                return error_set(ERR_RESOURCE, "journal: out of memory");
+            }
+            list = more;
+        }
+        list[(*n)++] = number;
+    }
+    closedir(d);
+    if (*n) qsort(list, (size_t)*n, sizeof *list, by_number);
+    *numbers = list;
+    return OK;
+}
