@@ -70,7 +70,7 @@ typedef void (*ep_choose_fn)(void *arg, int rank, int m, int topk, const int32_t
 /* Bytes of one rank's buffers. */
 struct ep_memory {
     size_t window;  /* node-shared memory */
-    size_t private; /* heap */
+    size_t heap;    /* private memory */
 };
 
 /* Received rows, grouped by local slot, in (slot, source rank, source token) order. Group g is

@@ -1,0 +1,83 @@
+/* internal.h - what the files of transport/ share: doorbells, shared segments, links. */
+#ifndef TRANSPORT_INTERNAL_H
+#define TRANSPORT_INTERNAL_H
+
+#include "transport/transport.h"
+
+#include <stdatomic.h>
+
+enum { TRANSPORT_MAX_WINDOWS = 8, TRANSPORT_MAX_HOOKS = 8, CACHE_LINE = 64 };
+
+/* ---- shm.c: memory shared by processes of one host ---- */
+
+/* Collective over comm, whose processes share a host: maps `bytes` zeroed bytes into each. The
+ * memory has no name, so nothing can be left behind whichever way a process ends. */
+enum status shm_map(MPI_Comm comm, size_t bytes, void **base);
+void shm_unmap(void *base, size_t bytes);
+
+/* A rank sleeps on `count`. Writers add to it after each signal; whoever reaches `target` while
+ * `sleeping` is set wakes the owner. */
+struct doorbell {
+    _Alignas(CACHE_LINE) _Atomic uint32_t count; /* futex word */
+    _Atomic uint32_t target;
+    _Atomic uint32_t sleeping;
+};
+void doorbell_ring(struct doorbell *d, uint32_t rings);
+/* Sleeps until `rings` more than `seen` have come, or timeout_us; returns at once if any ring
+ * came since `seen` was read. May wake early. */
+void doorbell_sleep(struct doorbell *d, uint32_t seen, uint32_t rings, long timeout_us);
+
+/* Shared by the unit's ranks of one host. */
+struct control {
+    _Alignas(CACHE_LINE) _Atomic uint32_t aborted;
+    struct doorbell bell[]; /* [host_ranks] */
+};
+
+/* ---- links: ranks that cannot map each other's memory ---- */
+
+/* Contract as transport_reserve, transport_signal, transport_flush; progress returns whether
+ * anything moved. drain is collective: all that was put by any rank has arrived when it returns,
+ * unless the transport was aborted. */
+struct link {
+    const char *name;
+    size_t reserve_max;
+    void *(*reserve)(struct link *, int peer, int window, size_t offset, size_t bytes);
+    enum status (*signal)(struct link *, int peer, int window, int signal, uint64_t add);
+    enum status (*flush)(struct link *);
+    bool (*progress)(struct link *);
+    void (*drain)(struct link *);
+    void (*destroy)(struct link *);
+};
+enum status link_mpi_create(struct transport *t, struct link **out); /* collective */
+
+/* ---- transport.c ---- */
+
+struct window {
+    int id, mine, signals; /* mine: this process's rank */
+    size_t bytes;       /* caller's bytes a rank */
+    size_t stride;      /* signals (one a cache line), then bytes, rounded up to pages */
+    size_t data_offset; /* of the caller's bytes in a rank's part */
+    char *base;         /* this node's parts, in order of local index */
+    char **part;        /* [ranks] start of a rank's part, NULL on other nodes */
+};
+
+struct transport {
+    MPI_Comm comm, node_comm, host_comm;
+    struct topology topo;
+    int *index;               /* backs topo's arrays */
+    struct control *control;
+    size_t control_bytes;
+    struct doorbell **bell;   /* [ranks], NULL on other hosts */
+    int cores;                /* that the ranks of this host may use together */
+    struct link *link;        /* NULL when the unit is one node */
+    struct window *window[TRANSPORT_MAX_WINDOWS];
+    struct { void (*fn)(void *); void *arg; } hook[TRANSPORT_MAX_HOOKS];
+    bool polling;
+};
+
+static inline _Atomic uint64_t *window_signal(const struct window *w, int rank, int signal)
+{
+    return (_Atomic uint64_t *)(void *)(w->part[rank] + (size_t)signal * CACHE_LINE);
+}
+
+#endif
