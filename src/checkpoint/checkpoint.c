@@ -151,26 +151,36 @@ done:
     return st;
 }
 
+static const char *const single_name = "model.safetensors";
+static const char *const index_name = "model.safetensors.index.json";
+
+static bool file_exists(const char *dir, const char *name)
+{
+    char *path = path_join(dir, name);
+    bool there = path && access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+bool checkpoint_has_weights(const char *dir)
+{
+    return file_exists(dir, single_name) || file_exists(dir, index_name);
+}
+
+/* A single file wins over an index, as in the reference. */
 static enum status open_weights(struct checkpoint *ck)
 {
-    static const char *const single = "model.safetensors";
-    enum status st;
-    char *one = path_join(ck->dir, single);
-    char *index = path_join(ck->dir, "model.safetensors.index.json");
-    if (!one || !index) {
-        st = no_memory(ck->dir);
-    } else if (access(one, F_OK) == 0) {
-        st = open_files(ck, &single, 1);
-        if (st == OK) st = build_table(ck);
-    } else if (access(index, F_OK) == 0) {
-        st = open_sharded(ck, index);
-    } else {
-        st = error_set(ERR_INPUT,
-                       "%s: neither model.safetensors nor model.safetensors.index.json is here",
-                       ck->dir);
+    if (file_exists(ck->dir, single_name)) {
+        TRY(open_files(ck, &single_name, 1));
+        return build_table(ck);
     }
+    if (!file_exists(ck->dir, index_name))
+        return error_set(ERR_INPUT, "%s: neither %s nor %s is here", ck->dir, single_name,
+                         index_name);
+    char *index = path_join(ck->dir, index_name);
+    if (!index) return no_memory(ck->dir);
+    enum status st = open_sharded(ck, index);
     free(index);
-    free(one);
     return st;
 }
 

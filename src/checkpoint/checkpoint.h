@@ -20,6 +20,9 @@
 
 struct checkpoint;
 
+/* Whether the directory holds model.safetensors or its index (else it can only be sized). */
+bool checkpoint_has_weights(const char *dir);
+
 /* *ck is set only on OK. */
 enum status checkpoint_open(const char *dir, struct checkpoint **ck);
 void checkpoint_close(struct checkpoint *ck); /* NULL is fine */

@@ -87,6 +87,9 @@ enum status model_config_parse(const char *name, const char *text, size_t bytes,
                                const char *generation, size_t generation_bytes,
                                struct model_config *cfg);
 
+/* Writes DIR/config.json in the hub's spelling and DIR/generation_config.json. */
+enum status model_config_write(const char *dir, const struct model_config *cfg);
+
 /* The cross-field rules (bounds, groups, top-k); model_config_parse calls it. */
 enum status model_config_validate(const char *name, const struct model_config *cfg);
 
