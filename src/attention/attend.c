@@ -1,0 +1,88 @@
+/* attend.c - one block of keys against a tile of rows. */
+#include "attention/attend.h"
+
+#include <math.h>
+#include <string.h>
+
+static int clamp_keys(int n)
+{
+    return n < 0 ? 0 : n > ATTEND_KEYS ? ATTEND_KEYS : n;
+}
+
+static int round_up(int n, int to)
+{
+    return (n + to - 1) / to * to;
+}
+
+void attend_load(const struct attend_micro *micro, struct attend_tile *t, int rows, int dim_k,
+                 int dim_v, const float *q, int64_t ld, float scale)
+{
+    t->rows = rows;
+    t->dim_k = dim_k;
+    t->dim_v = dim_v;
+    t->ldq = dim_k / micro->per_cell;
+    t->ldo = round_up(dim_v, ATTEND_PAD);
+    t->scale = scale;
+    micro->pack_q(rows, dim_k, q, ld, t->q);
+}
+
+void attend_begin(struct attend_tile *t)
+{
+    memset(t->o, 0, (size_t)t->rows * (size_t)t->ldo * sizeof *t->o);
+    for (int r = 0; r < t->rows; r++) {
+        t->m[r] = -INFINITY;
+        t->l[r] = 0;
+    }
+}
+
+/* Softmax weights of the group's rows that see any key, and the rescaling of their sums. */
+static void group_softmax(const struct attend_micro *micro, struct attend_tile *t, int row0,
+                          int rows, int limit0, int step)
+{
+    for (int r = 0; r < rows; r++) {
+        int keys = clamp_keys(limit0 + r * step);
+        if (keys == 0) continue;
+        float f = micro->softmax(keys, t->scale, t->s + r * ATTEND_KEYS, t->p + r * ATTEND_KEYS,
+                                 &t->m[row0 + r], &t->l[row0 + r]);
+        float *o = t->o + (row0 + r) * t->ldo;
+        if (f != 1.0f) micro->scale_row(t->ldo, f, o, o);
+    }
+}
+
+/* Values of the keys that all rows of the group see go in together; the rest, where the causal
+ * mask cuts through the block, row by row. Either way a row adds its keys in ascending order. */
+static void group_values(const struct attend_micro *micro, struct attend_tile *t, int row0,
+                         int rows, int limit0, int step)
+{
+    float *o = t->o + row0 * t->ldo;
+    int common = clamp_keys(limit0) & ~1;
+    if (common) micro->accumulate(rows, 0, common, t->ldo, t->p, t->v, o);
+    for (int r = 0; r < rows; r++) {
+        int keys = clamp_keys(limit0 + r * step);
+        if (keys > common)
+            micro->accumulate(1, common, keys, t->ldo, t->p + r * ATTEND_KEYS, t->v,
+                              o + r * t->ldo);
+    }
+}
+
+void attend_block(const struct attend_micro *micro, struct attend_tile *t, int limit0, int step,
+                  struct lane *poll)
+{
+    for (int row0 = 0; row0 < t->rows; row0 += ATTEND_GROUP) {
+        int rows = t->rows - row0 < ATTEND_GROUP ? t->rows - row0 : ATTEND_GROUP;
+        int limit = limit0 + row0 * step;
+        int most = clamp_keys(limit + (rows - 1) * step);
+        if (most == 0) continue;
+        micro->scores(rows, round_up(most, ATTEND_PAD), t->dim_k, t->q + row0 * t->ldq, t->k,
+                      t->s);
+        group_softmax(micro, t, row0, rows, limit, step);
+        group_values(micro, t, row0, rows, limit, step);
+        if (poll) lane_poll(poll);
+    }
+}
+
+void attend_finish(const struct attend_micro *micro, const struct attend_tile *t, int r,
+                   float *out)
+{
+    micro->scale_row(t->dim_v, 1.0f / t->l[r], t->o + r * t->ldo, out);
+}

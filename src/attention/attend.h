@@ -1,0 +1,109 @@
+/* attend.h - the frame of both attention kernels: rows (queries of one head, or heads of one
+ * query) against one block of 64 keys at a time, with a running softmax per row.
+ *
+ * The frame decides which keys a row sees and in which order; struct attend_micro does the
+ * arithmetic for one instruction set and one cache type. Internal to attention/.
+ *
+ * Who owns what: a tile lives on its thread's stack for one call and is never cleared: every
+ * cell that is read was written before.
+ */
+#ifndef ATTENTION_ATTEND_H
+#define ATTENTION_ATTEND_H
+
+#include "attention/attention.h"
+#include "device/kernels.h"
+
+enum {
+    ATTEND_ROWS = 64,  /* rows of a tile */
+    ATTEND_GROUP = 8,  /* rows that a product takes at once */
+    ATTEND_KEYS = ATTENTION_KEY_BLOCK,
+    ATTEND_PAD = 32,   /* widths of products are rounded up to this */
+    ATTEND_MAX_THREADS = 512
+};
+
+/* One number of a packed operand, or two BF16 numbers that are multiplied together: neighbouring
+ * channels for scores, neighbouring keys for values; the lower half is the first. */
+union cell {
+    float f;
+    uint32_t pair;
+};
+
+struct attend_tile {
+    union cell q[ATTEND_ROWS * ATTENTION_MAX_DIM_K];  /* [rows][depth] */
+    union cell k[ATTENTION_MAX_DIM_K * ATTEND_KEYS];  /* [depth][keys] */
+    union cell v[ATTEND_KEYS * ATTENTION_MAX_DIM_V];  /* [keys or pairs][ldo] */
+    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V];       /* [rows][ldo], not yet divided by l */
+    float s[ATTEND_GROUP * ATTEND_KEYS];              /* scores of a group */
+    union cell p[ATTEND_GROUP * ATTEND_KEYS];         /* its softmax weights */
+    float m[ATTEND_ROWS], l[ATTEND_ROWS];             /* running maximum and denominator */
+    const void *key_row[ATTEND_KEYS];                 /* where the block's keys lie */
+    const void *value_row[ATTEND_KEYS];
+    int rows, dim_k, dim_v;
+    int ldq, ldo; /* ldq: cells of a row of q; ldo: dim_v rounded up to ATTEND_PAD */
+    float scale;
+} __attribute__((aligned(64)));
+
+/* Arithmetic for one instruction set and cache type. Each output element is one chain of
+ * operations in ascending order of channel or key, whatever the number of rows or columns. */
+struct attend_micro {
+    int per_cell; /* channels in a cell: 1, or 2 for BF16 products */
+    /* [rows][dim_k] FP32 with row stride ld -> [rows][dim_k / per_cell]. */
+    void (*pack_q)(int rows, int dim_k, const float *q, int64_t ld, union cell *out);
+    /* keys rows of dim channels -> channels dim0.. of k; columns >= keys become 0. */
+    void (*pack_k)(const void *const *row, int keys, int dim, int dim0, union cell *k);
+    /* keys rows of dim channels -> v with row stride ld; columns dim .. ld become 0. */
+    void (*pack_v)(const void *const *row, int keys, int dim, int ld, union cell *v);
+    /* s[rows][0 .. cols) = q k, cols a multiple of ATTEND_PAD. */
+    void (*scores)(int rows, int cols, int dim_k, const union cell *q, const union cell *k,
+                   float *s);
+    /* Softmax weights of keys 0 .. keys-1 (at least one) of a row against the running maximum;
+     * updates m and l, returns what the row of o must be multiplied by. */
+    float (*softmax)(int keys, float scale, const float *s, union cell *p, float *m, float *l);
+    /* o[rows][0 .. ld) += p[rows][key0 .. key1) v[key0 .. key1); key0 is even. */
+    void (*accumulate)(int rows, int key0, int key1, int ld, const union cell *p,
+                       const union cell *v, float *o);
+    /* y[i] = x[i] * f */
+    void (*scale_row)(int n, float f, const float *x, float *y);
+    /* The merge of two parts of a row: a *= fa, then a += b * fb. */
+    void (*merge_row)(int n, float fa, float *a, float fb, const float *b);
+    /* exp(x) */
+    float (*exp)(float x);
+};
+
+/* The arithmetic of a path; isa as in attention_kernels_fill. */
+const struct attend_micro *attend_micro_get(enum isa isa, enum dtype kv_type);
+
+/* Takes the `rows` rows of q (row stride ld) into a tile. */
+void attend_load(const struct attend_micro *micro, struct attend_tile *tile, int rows, int dim_k,
+                 int dim_v, const float *q, int64_t ld, float scale);
+
+/* Empties the tile's running softmax. */
+void attend_begin(struct attend_tile *tile);
+
+/* Adds a packed block (tile->k, tile->v) of which row r sees the first min(64, limit0 + r * step)
+ * keys (none if that is not positive); step is 0 or 1. Polls the lane if `lane` is given. */
+void attend_block(const struct attend_micro *micro, struct attend_tile *tile, int limit0,
+                  int step, struct lane *poll);
+
+/* Divides row r by its denominator. */
+void attend_finish(const struct attend_micro *micro, const struct attend_tile *tile, int r,
+                   float *out);
+
+/* The two kernels; micro is chosen by the installed wrappers. */
+void attend_prefill(struct lane *lane, const struct mla_prefill_args *args,
+                    const struct attend_micro *micro);
+void attend_decode(struct lane *lane, const struct mla_decode_args *args,
+                   const struct attend_micro *micro);
+
+/* One per path, in micro_<path>.c; [0] for an F32 cache, [1] for BF16. */
+extern const struct attend_micro attend_micro_portable[2];
+extern const struct attend_micro attend_micro_avx2[2];
+extern const struct attend_micro attend_micro_avx512[2];
+extern const struct attend_micro attend_micro_avx512bf16[1]; /* BF16 only */
+
+/* rmsnorm, rope and kv_write of a path, in rows_<path>.c. */
+void attention_rows_portable(struct kernels *k);
+void attention_rows_avx2(struct kernels *k);
+void attention_rows_avx512(struct kernels *k);
+
+#endif

@@ -1,0 +1,178 @@
+/* mla_decode.c - absorbed attention of one query token per row over the paged cache.
+ *
+ * A unit is up to 64 heads of one request. Its keys are cut every ATTENTION_SPLIT absolute
+ * positions; each part has its own running softmax and the parts are merged ascending. With
+ * fewer units than threads the parts of a unit are computed side by side and merged in the same
+ * order: the same bits.
+ */
+#include "attention/attend.h"
+
+#include <omp.h>
+#include <string.h>
+
+/* The merged parts of a unit so far. */
+struct merged {
+    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V]; /* [rows][ldo] */
+    float m[ATTEND_ROWS], l[ATTEND_ROWS];
+} __attribute__((aligned(64)));
+
+struct unit {
+    int request, head0, rows, parts;
+};
+
+static struct unit unit_at(const struct mla_decode_args *a, int index)
+{
+    int tiles = (a->heads + ATTEND_ROWS - 1) / ATTEND_ROWS;
+    struct unit u = {.request = index / tiles, .head0 = index % tiles * ATTEND_ROWS};
+    u.rows = a->heads - u.head0 < ATTEND_ROWS ? a->heads - u.head0 : ATTEND_ROWS;
+    u.parts = (a->len[u.request] + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
+    return u;
+}
+
+static void load_unit(const struct mla_decode_args *a, const struct attend_micro *micro,
+                      const struct unit *u, struct attend_tile *t)
+{
+    int dim_k = a->dim_latent + a->dim_rope;
+    attend_load(micro, t, u->rows, dim_k, a->dim_latent,
+                a->q + (int64_t)u->request * a->ldq + (int64_t)u->head0 * dim_k, dim_k,
+                a->softmax_scale);
+}
+
+/* The part's keys into the tile's running softmax. */
+static void attend_part(struct lane *poll, const struct mla_decode_args *a,
+                        const struct attend_micro *micro, const struct unit *u, int part,
+                        struct attend_tile *t)
+{
+    int dim_k = a->dim_latent + a->dim_rope, len = a->len[u->request];
+    int end = len - part * ATTENTION_SPLIT < ATTENTION_SPLIT ? len : (part + 1) * ATTENTION_SPLIT;
+    size_t row_bytes = (size_t)dim_k * dtype_bytes(a->kv_type);
+    const int32_t *pages = a->pages[u->request];
+    attend_begin(t);
+    for (int key0 = part * ATTENTION_SPLIT; key0 < end; key0 += ATTEND_KEYS) {
+        int keys = end - key0 < ATTEND_KEYS ? end - key0 : ATTEND_KEYS;
+        for (int j = 0; j < keys; j++) {
+            size_t page = (size_t)pages[(key0 + j) / a->page_tokens];
+            size_t row = page * (size_t)a->page_tokens + (size_t)((key0 + j) % a->page_tokens);
+            t->key_row[j] = (const char *)a->cache + row * row_bytes;
+        }
+        micro->pack_k(t->key_row, keys, dim_k, 0, t->k);
+        micro->pack_v(t->key_row, keys, a->dim_latent, t->ldo, t->v);
+        attend_block(micro, t, keys, 0, poll);
+    }
+}
+
+/* Adds row r of the next part to what is merged; `first` starts the sum. */
+static void merge_row(const struct attend_micro *micro, const struct attend_tile *part, int r,
+                      bool first, struct merged *sum)
+{
+    float *o = sum->o + r * part->ldo;
+    const float *add = part->o + r * part->ldo;
+    if (first) {
+        memcpy(o, add, (size_t)part->ldo * sizeof *o);
+        sum->m[r] = part->m[r];
+        sum->l[r] = part->l[r];
+        return;
+    }
+    float m = part->m[r] > sum->m[r] ? part->m[r] : sum->m[r];
+    float old = micro->exp(sum->m[r] - m), new = micro->exp(part->m[r] - m);
+    micro->merge_row(part->ldo, old, o, new, add);
+    sum->l[r] = sum->l[r] * old + part->l[r] * new;
+    sum->m[r] = m;
+}
+
+static float *out_row(const struct mla_decode_args *a, const struct unit *u, int r)
+{
+    return a->out + (int64_t)u->request * a->ldo + (int64_t)(u->head0 + r) * a->dim_latent;
+}
+
+static void finish_row(const struct mla_decode_args *a, const struct attend_micro *micro,
+                       const struct unit *u, int r, int ldo, const struct merged *sum)
+{
+    micro->scale_row(a->dim_latent, 1.0f / sum->l[r], sum->o + r * ldo, out_row(a, u, r));
+}
+
+/* An empty cache yields zeros. */
+static bool empty_unit(const struct mla_decode_args *a, const struct unit *u)
+{
+    if (u->parts > 0) return false;
+    for (int r = 0; r < u->rows; r++)
+        memset(out_row(a, u, r), 0, (size_t)a->dim_latent * sizeof(float));
+    return true;
+}
+
+/* One thread, all parts of the unit. */
+static void attend_unit(struct lane *poll, const struct mla_decode_args *a,
+                        const struct attend_micro *micro, int index)
+{
+    struct attend_tile t;
+    struct merged sum;
+    struct unit u = unit_at(a, index);
+    if (empty_unit(a, &u)) return;
+    load_unit(a, micro, &u, &t);
+    for (int part = 0; part < u.parts; part++) {
+        attend_part(poll, a, micro, &u, part, &t);
+        for (int r = 0; r < u.rows; r++) merge_row(micro, &t, r, part == 0, &sum);
+    }
+    for (int r = 0; r < u.rows; r++) finish_row(a, micro, &u, r, t.ldo, &sum);
+}
+
+/* One unit by the whole team: each thread takes one part of a round, then the rows' merges are
+ * dealt out. Every thread of the region calls this; team and sum are shared. */
+static void attend_unit_team(struct lane *poll, const struct mla_decode_args *a,
+                             const struct attend_micro *micro, int index,
+                             struct attend_tile *t, struct attend_tile *const *team,
+                             struct merged *sum)
+{
+    int me = omp_get_thread_num(), threads = omp_get_num_threads();
+    struct unit u = unit_at(a, index);
+    if (u.parts == 0) {
+        if (me == 0) empty_unit(a, &u);
+        return;
+    }
+    load_unit(a, micro, &u, t);
+    for (int part0 = 0; part0 < u.parts; part0 += threads) {
+        if (part0 + me < u.parts) attend_part(poll, a, micro, &u, part0 + me, t);
+#pragma omp barrier
+        int parts = u.parts - part0 < threads ? u.parts - part0 : threads;
+        for (int r = me; r < u.rows; r += threads)
+            for (int i = 0; i < parts; i++) merge_row(micro, team[i], r, part0 + i == 0, sum);
+#pragma omp barrier
+    }
+    for (int r = me; r < u.rows; r += threads) finish_row(a, micro, &u, r, t->ldo, sum);
+#pragma omp barrier
+}
+
+static void decode_by_parts(struct lane *lane, const struct mla_decode_args *a,
+                            const struct attend_micro *micro, int units, int threads)
+{
+    struct attend_tile *team[ATTEND_MAX_THREADS];
+    struct merged sum;
+#pragma omp parallel num_threads(threads)
+    {
+        struct attend_tile t;
+        team[omp_get_thread_num()] = &t;
+        struct lane *poll = omp_get_thread_num() == 0 ? lane : 0;
+        for (int i = 0; i < units; i++) attend_unit_team(poll, a, micro, i, &t, team, &sum);
+    }
+}
+
+static bool any_long(const struct mla_decode_args *a)
+{
+    for (int i = 0; i < a->m; i++)
+        if (a->len[i] > ATTENTION_SPLIT) return true;
+    return false;
+}
+
+void attend_decode(struct lane *lane, const struct mla_decode_args *a,
+                   const struct attend_micro *micro)
+{
+    int units = a->m * ((a->heads + ATTEND_ROWS - 1) / ATTEND_ROWS);
+    int threads = lane->threads < ATTEND_MAX_THREADS ? lane->threads : ATTEND_MAX_THREADS;
+    if (units < threads && any_long(a)) {
+        decode_by_parts(lane, a, micro, units, threads);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (units > 1)
+    for (int i = 0; i < units; i++)
+        attend_unit(omp_get_thread_num() == 0 ? lane : 0, a, micro, i);
+}
