@@ -1,0 +1,87 @@
+/* host.h - the host backend's state; shared by host.c, normal.c, lowlatency.c, combine.c. */
+#ifndef EP_HOST_H
+#define EP_HOST_H
+
+#include "ep/backend.h"
+
+/* Rows copied in one visit of the progress hook: about 1 ms at 7 KiB a row. */
+enum { HOST_HOOK_ROWS = 512, HOST_ALL_ROWS = 1 << 30 };
+
+/* How far my tokens have gone to one node. */
+struct host_sender {
+    int rounds;      /* that carry rows of mine to this node */
+    int round, token; /* next to look at */
+    bool open;       /* the round's rows are being sent */
+    uint64_t posted; /* ring entries put so far, for ever counting up */
+};
+
+/* Signals of one op index count up for ever; `…_seen` is where this operation started. */
+struct host_op {
+    struct host_sender *send; /* [nodes] */
+    int32_t *need;            /* [ranks] rows of mine still to go to it in its open round */
+    uint64_t *credit_used;    /* [ranks] */
+    uint64_t *forwarded;      /* [clients] ring entries that I passed on as a gateway */
+    int32_t *begin, *total, *mine; /* [slots] of struct ep_counted */
+    struct ep_counted counted;
+    bool have_counts;         /* normal mode: counted is valid, rows can go */
+    bool sending;             /* rows of mine have still to go */
+    uint64_t counts_uses[EP_PARITY], fixed_uses[EP_PARITY];
+    uint64_t arrived_seen, arrived_need; /* sources done, over all rounds so far */
+    uint64_t returned_seen, returned_need; /* COMBINE messages */
+    char *packed;             /* low latency: [layout.packed][row_bytes] */
+};
+
+struct host {
+    struct window *window;
+    struct transport *transport;
+    struct host_op op[EP_OPS];
+    char *scratch;    /* a put too large for transport_reserve */
+    int *client;      /* [ranks] index of a source whose gateway I am, else -1 */
+    int *client_rank; /* [clients] */
+    int *my_client;   /* [nodes] my index at my gateway there */
+    int *gateway;     /* [nodes] */
+    int32_t *source_rows; /* [ranks] scratch of COMBINE */
+    bool working;     /* progress is running; a hook must not enter it again */
+    enum status failed; /* what progress met inside a hook */
+};
+
+/* Signal numbers of a window. */
+enum host_signal { SIG_COUNTS, SIG_FIXED = SIG_COUNTS + EP_PARITY,
+                   SIG_ARRIVED = SIG_FIXED + EP_PARITY, SIG_RETURNED, SIG_FIRST_ARRAY };
+int host_signal(int op, enum host_signal which);
+int host_signal_credit(const struct ep_group *g, int op, int dest);
+int host_signal_ring(const struct ep_group *g, int op, int client);   /* entries, at the gateway */
+int host_signal_taken(const struct ep_group *g, int op, int node);    /* entries, at the source */
+int host_signals(const struct ep_group *g);
+uint64_t host_value(const struct ep_group *g, int signal);
+
+/* Where `bytes` for a peer's window are to be written; host_put sends them. */
+void *host_stage(struct ep_group *g, int peer, size_t offset, size_t bytes);
+enum status host_put(struct ep_group *g, int peer, size_t offset, void *staged, size_t bytes);
+
+/* Writes token t's row (data, scales) and its tag. */
+void host_write_row(const struct ep_group *g, const struct ep_op *op, int index, char *row);
+/* The receive rows at `base` as a matrix. */
+struct amat host_rows(const struct ep_group *g, const char *base);
+
+/* Everything that can move now, up to `budget` rows an op; normal.c. */
+enum status host_progress(struct ep_group *g, int budget);
+/* Rings that other work of this rank waits for: 0 none, 1 any may help; normal.c. */
+unsigned host_other_work(const struct ep_group *g);
+
+enum status normal_begin(struct ep_group *g, struct ep_op *op);
+enum status normal_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
+enum status lowlatency_begin(struct ep_group *g, struct ep_op *op);
+enum status lowlatency_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
+enum status combine_begin(struct ep_group *g, struct ep_op *op, enum dtype y_type, const void *y,
+                          int ldy);
+enum status combine_finish(struct ep_group *g, struct ep_op *op, float *out, int ldo);
+
+/* A wait of this op: missing(arg) in the sense of wait_until. */
+struct host_wait {
+    struct ep_group *g;
+    struct ep_op *op;
+    enum status status;
+};
+
+#endif
