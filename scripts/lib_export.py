@@ -10,9 +10,9 @@ from transformers import DeepseekV3ForCausalLM
 
 import lib_checkpoint as ckpt
 
-# No roles were trained: a chat is its messages, one paragraph each, and the model goes on.
-CHAT_TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n"
-                 "{% endfor %}")
+# No roles were trained: a chat is its messages, a line each, and the model goes on from there.
+CHAT_TEMPLATE = ("{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+                 "{{ '\\n' if not loop.last }}{% endfor %}")
 
 CARD = """# kjv-demo
 
@@ -73,7 +73,7 @@ def write_tokenizer(source, directory, begin, end):
     shutil.copyfile(source, os.path.join(directory, "tokenizer.json"))
     ckpt.write_json(os.path.join(directory, "tokenizer_config.json"), {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end,
-        "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+        "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False,
         "model_max_length": 2048, "chat_template": CHAT_TEMPLATE})
 
 
