@@ -23,8 +23,9 @@ struct list_sim_result {
 /* Time of an op in seconds, >= 0. */
 typedef double (*list_sim_time_fn)(void *arg, const struct op *op);
 
-/* end_s: [n_ops] scratch and output, each op's end time (borrowed, may not be NULL).
- * trace: NULL or where events go, shifted by start_s. Never fails. */
+/* start_s: the step's start on the caller's clock, added to end_s and to the trace's times.
+ * end_s: [n_ops] scratch and output, each op's end time (borrowed, may not be NULL).
+ * trace: NULL or where events go. Never fails. */
 void list_sim_run(const struct schedule *s, list_sim_time_fn time_of, void *arg, double start_s,
                   double *end_s, struct trace_buf *trace, struct list_sim_result *out);
 
