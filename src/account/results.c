@@ -125,14 +125,18 @@ fail:
     return st;
 }
 
-/* Copies UTF-8 into a fixed field, cut at a character boundary, NUL-padded. */
+size_t results_clip(const char *text, size_t room)
+{
+    size_t n = text ? strlen(text) : 0;
+    if (n <= room) return n;
+    n = room;
+    while (n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80) n--;
+    return n;
+}
+
 static void put_text(struct results_file *f, enum request_column c, const char *text)
 {
-    size_t room = f->column[c].bytes, n = text ? strlen(text) : 0;
-    if (n > room) {
-        n = room;
-        while (n > 0 && ((unsigned char)text[n] & 0xC0) == 0x80) n--;
-    }
+    size_t room = f->column[c].bytes, n = results_clip(text, room);
     char *field = f->row + f->column[c].offset;
     if (n) memcpy(field, text, n);
     memset(field + n, 0, room - n);

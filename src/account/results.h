@@ -37,6 +37,9 @@ enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR };
 const char *request_status_name(enum request_status status); /* "pending", "ok", "failed" */
 const char *finish_reason_name(enum finish_reason reason);   /* "", "stop", "length", "error" */
 
+/* Bytes of UTF-8 text that fit into `room` bytes without cutting a character; NULL = 0. */
+size_t results_clip(const char *text, size_t room);
+
 /* One request of the token file. Pointers are borrowed for the call. */
 struct request_row {
     int64_t index;         /* its place in the token file, from 0 */

@@ -64,7 +64,8 @@ enum status journal_open(const char *dir, struct journal_report *report, struct 
 bool journal_has(const struct journal *j, int64_t index);
 int64_t journal_finished(const struct journal *j);
 
-/* Appends. Each copies what it is given. After a failure (disk full) the journal refuses all. */
+/* Appends. Each copies what it is given. After a failure (disk full) the journal refuses all.
+ * The journal numbers the attempts and writes that number into the rows it is given. */
 enum status journal_attempt_begin(struct journal *j, const struct attempt_row *attempt);
 enum status journal_request(struct journal *j, const struct request_row *row);
 enum status journal_step(struct journal *j, enum step_kind kind, const struct step_row *row);

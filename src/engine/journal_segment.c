@@ -320,14 +320,12 @@ enum status segment_read(struct segment_reader *r, segment_place place, struct r
         if (!good)
             return error_set(ERR_INPUT, "journal: %s/%06d.seg is missing", r->dir, number);
     }
-    struct stat info; /* the writer may have appended since */
+    /* The writer may have appended since the open; a record that starts inside the known size was
+     * complete then. */
+    struct stat info;
     r->offset = (int64_t)(place & ((UINT64_C(1) << 40) - 1));
     if (r->offset >= r->size && fstat(r->fd, &info) == 0) r->size = info.st_size;
     TRY(read_record(r, NULL, out, &good));
-    if (!good && fstat(r->fd, &info) == 0 && info.st_size != r->size) {
-        r->size = info.st_size;
-        TRY(read_record(r, NULL, out, &good));
-    }
     if (!good)
         return error_set(ERR_INPUT, "journal: %s/%06d.seg: the record at byte %lld is damaged",
                          r->dir, number, (long long)r->offset);
