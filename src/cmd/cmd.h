@@ -8,19 +8,20 @@
 #ifndef CMD_CMD_H
 #define CMD_CMD_H
 
+#include "core/status.h"
+
 #include <stdbool.h>
 #include <stdio.h>
 
 struct cmd {
     const char *name;
     const char *summary;
-    int (*fn)(int argc, char **argv);
+    enum status (*fn)(int argc, char **argv);
     bool needs_mpi; /* false: fn itself must not call MPI, or only what works before MPI_Init */
 };
 
-int cmd_run(int argc, char **argv);   /* cmd/run.c */
-int cmd_bench(int argc, char **argv); /* cmd/bench.c: gemm | mla | ep */
-int cmd_model(int argc, char **argv); /* cmd/model.c: make | show */
+enum status cmd_run(int argc, char **argv);   /* run.c */
+enum status cmd_bench(int argc, char **argv); /* bench.c: gemm | mla | ep */
 
 /* Whether the arguments ask for help. */
 bool cmd_wants_help(int argc, char **argv);

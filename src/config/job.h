@@ -59,7 +59,7 @@ struct job {
     int isa;                        /* enum isa (core/cpu.h) or JOB_AUTO */
     int numerics;                   /* enum job_numerics */
     int threads_per_rank;           /* JOB_AUTO until job_resolve */
-    int ranks_per_node;             /* JOB_AUTO: real nodes; else virtual nodes of that many ranks */
+    int ranks_per_node;             /* JOB_AUTO: real nodes; else size of virtual nodes */
     struct job_role prefill, decode, mixed;
     struct {
         int max_tokens_per_rank; /* rows a rank may send in one low-latency dispatch */
