@@ -79,7 +79,7 @@ static enum status create_tables(struct results_file *f)
     return table_append(&f->offsets, &f->outputs, 1);
 }
 
-static hid_t create_file(const char *path)
+static enum status create_file(const char *path, hid_t *out)
 {
     hid_t access_list = H5Pcreate(H5P_FILE_ACCESS);
     /* The newer format stores root attributes beyond 64 KiB (long host lists). */
@@ -88,9 +88,10 @@ static hid_t create_file(const char *path)
     /* Some parallel file systems refuse locks; one writer and a rename need none. */
     H5Pset_file_locking(access_list, 0, 1);
 #endif
-    hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access_list);
+    *out = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access_list);
+    enum status st = *out < 0 ? table_hdf5_error(path) : OK;
     H5Pclose(access_list);
-    return file;
+    return st;
 }
 
 enum status results_create(const char *path, const struct results_shape *shape,
@@ -111,12 +112,8 @@ enum status results_create(const char *path, const struct results_shape *shape,
         goto fail;
     }
     strcat(strcpy(f->tmp, path), ".tmp");
-    f->file = create_file(f->tmp);
-    if (f->file < 0) {
-        st = table_hdf5_error(f->tmp);
-        goto fail;
-    }
-    st = create_tables(f);
+    st = create_file(f->tmp, &f->file);
+    if (st == OK) st = create_tables(f);
     if (st != OK) goto fail;
     *out = f;
     return OK;
@@ -242,9 +239,10 @@ static enum status put_schema_version(struct results_file *f)
     hid_t attr = H5Acreate2(f->file, "schema_version", H5T_STD_I64LE, space, H5P_DEFAULT,
                             H5P_DEFAULT);
     herr_t rc = attr < 0 ? -1 : H5Awrite(attr, H5T_NATIVE_INT64, &version);
+    enum status st = rc < 0 ? table_hdf5_error("schema_version") : OK;
     if (attr >= 0) H5Aclose(attr);
     H5Sclose(space);
-    return rc < 0 ? table_hdf5_error("schema_version") : OK;
+    return st;
 }
 
 /* f's tables that are not in f->tables. */

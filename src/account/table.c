@@ -62,10 +62,11 @@ enum status table_put_attr(hid_t object, const char *key, const char *value)
     hid_t space = H5Screate(H5S_SCALAR);
     hid_t attr = H5Acreate2(object, key, type, space, H5P_DEFAULT, H5P_DEFAULT);
     herr_t rc = attr < 0 ? -1 : H5Awrite(attr, type, &value);
+    enum status st = rc < 0 ? table_hdf5_error(key) : OK;
     if (attr >= 0) H5Aclose(attr);
     H5Sclose(space);
     H5Tclose(type);
-    return rc < 0 ? table_hdf5_error(key) : OK;
+    return st;
 }
 
 /* units = {"column":"unit",...}; names and units are our own, nothing in them needs escaping. */
@@ -99,10 +100,11 @@ static enum status create_set(hid_t file, const char *name, hid_t stored, size_t
     H5Pset_deflate(layout, DEFLATE_LEVEL);
     H5Pset_create_intermediate_group(links, 1);
     t->set = H5Dcreate2(file, name, stored, space, links, layout, H5P_DEFAULT);
+    enum status st = t->set < 0 ? table_hdf5_error(name) : OK;
     H5Pclose(links);
     H5Pclose(layout);
     H5Sclose(space);
-    return t->set < 0 ? table_hdf5_error(name) : OK;
+    return st;
 }
 
 enum status table_create(hid_t file, const char *name, const struct column *columns, size_t n,
@@ -139,17 +141,15 @@ enum status table_flush(struct table *t)
 {
     if (!t->buffered) return OK;
     hsize_t from = t->written, count = t->buffered, total = from + count;
-    hid_t memory = -1, space = -1;
-    herr_t rc = H5Dset_extent(t->set, &total);
-    if (rc >= 0) {
-        memory = H5Screate_simple(1, &count, NULL);
-        space = H5Dget_space(t->set);
-        H5Sselect_hyperslab(space, H5S_SELECT_SET, &from, NULL, &count, NULL);
-        rc = H5Dwrite(t->set, t->memory_type, memory, space, H5P_DEFAULT, t->buffer);
-        H5Sclose(space);
-        H5Sclose(memory);
-    }
-    if (rc < 0) return table_hdf5_error("writing the results file");
+    if (H5Dset_extent(t->set, &total) < 0) return table_hdf5_error("writing the results file");
+    hid_t memory = H5Screate_simple(1, &count, NULL);
+    hid_t space = H5Dget_space(t->set);
+    H5Sselect_hyperslab(space, H5S_SELECT_SET, &from, NULL, &count, NULL);
+    herr_t rc = H5Dwrite(t->set, t->memory_type, memory, space, H5P_DEFAULT, t->buffer);
+    enum status st = rc < 0 ? table_hdf5_error("writing the results file") : OK;
+    H5Sclose(space);
+    H5Sclose(memory);
+    if (st != OK) return st;
     t->written = total;
     t->buffered = 0;
     return OK;

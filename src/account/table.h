@@ -49,7 +49,8 @@ hid_t table_row_type(const struct column *columns, size_t n, size_t row_bytes);
 /* A text attribute of a file or dataset. */
 enum status table_put_attr(hid_t object, const char *key, const char *value);
 
-/* Records "what: the HDF5 library's own reason" as a resource error. */
+/* Records "what: the HDF5 library's own reason" as a resource error. Call it before any other HDF5
+ * function: each of those forgets the reason. */
 enum status table_hdf5_error(const char *what);
 
 #endif
