@@ -159,8 +159,9 @@ static enum status check_begin(const struct ep_group *g, enum ep_mode mode, int 
 {
     int most = mode == EP_NORMAL ? g->p.chunk_tokens : g->p.max_tokens;
     if (m < 0 || m > most || most == 0)
-        return error_set(ERR_BUG, "ep_dispatch_begin: %d tokens, but the %s mode was created for %d",
-                         m, mode == EP_NORMAL ? "normal" : "low-latency", most);
+        return error_set(ERR_BUG,
+                         "ep_dispatch_begin: %d tokens, but the %s mode was created for %d", m,
+                         mode == EP_NORMAL ? "normal" : "low-latency", most);
     if (m > 0 && (x->type != g->p.dispatch_type || x->k != g->p.hidden))
         return error_set(ERR_BUG, "ep_dispatch_begin: rows of type %d, k %d; expected %d, %d",
                          (int)x->type, x->k, (int)g->p.dispatch_type, g->p.hidden);

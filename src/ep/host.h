@@ -1,4 +1,4 @@
-/* host.h - the host backend's state; shared by host.c, normal.c, lowlatency.c, combine.c. */
+/* host.h - the host backend's state; shared by the host*.c files. */
 #ifndef EP_HOST_H
 #define EP_HOST_H
 
@@ -15,7 +15,7 @@ struct host_sender {
     uint64_t posted; /* ring entries put so far, for ever counting up */
 };
 
-/* Signals of one op index count up for ever; `…_seen` is where this operation started. */
+/* Signals count up for ever, so what an op needs is counted up for ever too. */
 struct host_op {
     struct host_sender *send; /* [nodes] */
     int32_t *need;            /* [ranks] rows of mine still to go to it in its open round */
@@ -23,11 +23,12 @@ struct host_op {
     uint64_t *forwarded;      /* [clients] ring entries that I passed on as a gateway */
     int32_t *begin, *total, *mine; /* [slots] of struct ep_counted */
     struct ep_counted counted;
-    bool have_counts;         /* normal mode: counted is valid, rows can go */
+    int32_t *count_row;       /* [1 + slots] what I tell the others */
+    bool counting;            /* normal mode: the others' counts are still coming */
     bool sending;             /* rows of mine have still to go */
     uint64_t counts_uses[EP_PARITY], fixed_uses[EP_PARITY];
-    uint64_t arrived_seen, arrived_need; /* sources done, over all rounds so far */
-    uint64_t returned_seen, returned_need; /* COMBINE messages */
+    uint64_t arrived_need;    /* sources done, over all rounds so far */
+    uint64_t returned_need;   /* COMBINE messages */
     char *packed;             /* low latency: [layout.packed][row_bytes] */
 };
 
@@ -36,8 +37,8 @@ struct host {
     struct transport *transport;
     struct host_op op[EP_OPS];
     char *scratch;    /* a put too large for transport_reserve */
-    int *client;      /* [ranks] index of a source whose gateway I am, else -1 */
-    int *client_rank; /* [clients] */
+    int *client_rank; /* [clients] sources whose gateway I am */
+    int clients;
     int *my_client;   /* [nodes] my index at my gateway there */
     int *gateway;     /* [nodes] */
     int32_t *source_rows; /* [ranks] scratch of COMBINE */
@@ -48,7 +49,7 @@ struct host {
 /* Signal numbers of a window. */
 enum host_signal { SIG_COUNTS, SIG_FIXED = SIG_COUNTS + EP_PARITY,
                    SIG_ARRIVED = SIG_FIXED + EP_PARITY, SIG_RETURNED, SIG_FIRST_ARRAY };
-int host_signal(int op, enum host_signal which);
+int host_signal(const struct ep_group *g, int op, enum host_signal which);
 int host_signal_credit(const struct ep_group *g, int op, int dest);
 int host_signal_ring(const struct ep_group *g, int op, int client);   /* entries, at the gateway */
 int host_signal_taken(const struct ep_group *g, int op, int node);    /* entries, at the source */
@@ -64,24 +65,20 @@ void host_write_row(const struct ep_group *g, const struct ep_op *op, int index,
 /* The receive rows at `base` as a matrix. */
 struct amat host_rows(const struct ep_group *g, const char *base);
 
-/* Everything that can move now, up to `budget` rows an op; normal.c. */
+/* Everything that can move now, up to `budget` rows an op (host_normal.c). */
 enum status host_progress(struct ep_group *g, int budget);
-/* Rings that other work of this rank waits for: 0 none, 1 any may help; normal.c. */
-unsigned host_other_work(const struct ep_group *g);
 
-enum status normal_begin(struct ep_group *g, struct ep_op *op);
-enum status normal_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
-enum status lowlatency_begin(struct ep_group *g, struct ep_op *op);
-enum status lowlatency_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
-enum status combine_begin(struct ep_group *g, struct ep_op *op, enum dtype y_type, const void *y,
-                          int ldy);
-enum status combine_finish(struct ep_group *g, struct ep_op *op, float *out, int ldo);
+/* Waits until need(op) signals are there, making progress for both ops meanwhile. */
+enum status host_wait(struct ep_group *g, struct ep_op *op,
+                      uint64_t (*need)(struct ep_group *, struct ep_op *));
 
-/* A wait of this op: missing(arg) in the sense of wait_until. */
-struct host_wait {
-    struct ep_group *g;
-    struct ep_op *op;
-    enum status status;
-};
+enum status host_normal_begin(struct ep_group *g, struct ep_op *op);
+enum status host_normal_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
+enum status host_normal_next(struct ep_group *g, struct ep_op *op, struct amat *rows);
+enum status host_lowlatency_begin(struct ep_group *g, struct ep_op *op);
+enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
+enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype y_type,
+                               const void *y, int ldy);
+enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out, int ldo);
 
 #endif

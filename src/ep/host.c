@@ -1,0 +1,285 @@
+/* host.c - the host backend: buffers, signal numbers, rows, waiting. */
+#include "ep/host.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- signals ---- */
+
+/* Each op index: SIG_FIRST_ARRAY single ones, then credits [ranks], rings [clients], taken
+ * [nodes]. */
+static int signals_per_op(const struct ep_group *g)
+{
+    return SIG_FIRST_ARRAY + g->topo->ranks + g->layout.clients + g->topo->nodes;
+}
+
+int host_signals(const struct ep_group *g)
+{
+    return EP_OPS * signals_per_op(g);
+}
+
+int host_signal(const struct ep_group *g, int op, enum host_signal which)
+{
+    return op * signals_per_op(g) + (int)which;
+}
+
+int host_signal_credit(const struct ep_group *g, int op, int dest)
+{
+    return host_signal(g, op, SIG_FIRST_ARRAY) + dest;
+}
+
+int host_signal_ring(const struct ep_group *g, int op, int client)
+{
+    return host_signal_credit(g, op, g->topo->ranks) + client;
+}
+
+int host_signal_taken(const struct ep_group *g, int op, int node)
+{
+    return host_signal_ring(g, op, g->layout.clients) + node;
+}
+
+uint64_t host_value(const struct ep_group *g, int signal)
+{
+    const struct host *h = g->impl;
+    return transport_signal_value(h->window, signal);
+}
+
+/* ---- rows ---- */
+
+void *host_stage(struct ep_group *g, int peer, size_t offset, size_t bytes)
+{
+    struct host *h = g->impl;
+    bool near = g->topo->node_of[peer] == g->topo->node;
+    *(near ? &g->stats.bytes_local : &g->stats.bytes_remote) += bytes;
+    if (!near && bytes > transport_reserve_max(h->transport)) return h->scratch;
+    return transport_reserve(h->transport, h->window, peer, offset, bytes);
+}
+
+enum status host_put(struct ep_group *g, int peer, size_t offset, void *staged, size_t bytes)
+{
+    struct host *h = g->impl;
+    if (!staged) return error_set(ERR_COMM, "ep: the transport was aborted");
+    if (staged != h->scratch) return OK;
+    return transport_put(h->transport, h->window, peer, offset, staged, bytes);
+}
+
+void host_write_row(const struct ep_group *g, const struct ep_op *op, int index, char *row)
+{
+    const struct ep_layout *lo = &g->layout;
+    const struct amat *x = &op->x;
+    int token = index / g->p.topk;
+    size_t pitch = (size_t)x->ld * dtype_bytes(x->type);
+    struct ep_row_tag tag = {g->topo->rank, token, index % g->p.topk, op->route.weights[index]};
+    memcpy(row, (const char *)x->data + (size_t)token * pitch, lo->row_data);
+    if (lo->row_scales)
+        memcpy(row + lo->row_scale_at, x->scale + (size_t)token * (size_t)x->lds,
+               lo->row_scales);
+    memcpy(row + lo->row_tag_at, &tag, sizeof tag);
+}
+
+struct amat host_rows(const struct ep_group *g, const char *base)
+{
+    const struct ep_layout *lo = &g->layout;
+    struct amat a = {.type = g->p.dispatch_type, .k = g->p.hidden, .data = base};
+    a.ld = (int)(lo->row_bytes / dtype_bytes(a.type));
+    if (lo->row_scales) {
+        a.scale = (const float *)(const void *)(base + lo->row_scale_at);
+        a.lds = (int)(lo->row_bytes / sizeof(float));
+    }
+    return a;
+}
+
+/* ---- waiting ---- */
+
+struct wait_arg {
+    struct ep_group *g;
+    struct ep_op *op;
+    uint64_t (*need)(struct ep_group *, struct ep_op *);
+    enum status status;
+};
+
+/* Signals that still have to come. Fewer if progress of either op could use them: then this
+ * rank wants to be woken although its own wait goes on. */
+static unsigned wait_missing(void *arg)
+{
+    struct wait_arg *a = arg;
+    struct host *h = a->g->impl;
+    a->status = host_progress(a->g, HOST_ALL_ROWS);
+    if (a->status != OK) return 0;
+    uint64_t need = a->need(a->g, a->op);
+    for (int i = 0; i < EP_OPS && need > 1; i++) {
+        const struct host_op *ho = &h->op[i];
+        if (ho->sending) return 1;
+        if (!ho->counting) continue;
+        int parity = (int)(a->g->op[i].number % EP_PARITY);
+        uint64_t want = ho->counts_uses[parity] * (uint64_t)a->g->topo->ranks -
+                        host_value(a->g, host_signal(a->g, i, SIG_COUNTS + parity));
+        if (want < need) need = want > 0 ? want : 1;
+    }
+    return need > UINT32_MAX / 4 ? UINT32_MAX / 4 : (unsigned)need;
+}
+
+enum status host_wait(struct ep_group *g, struct ep_op *op,
+                      uint64_t (*need)(struct ep_group *, struct ep_op *))
+{
+    struct wait_arg a = {g, op, need, OK};
+    TRY(wait_until(g->waiter, wait_missing, &a));
+    return a.status;
+}
+
+/* ---- creation ---- */
+
+static enum status create_op(struct ep_group *g, struct host_op *ho)
+{
+    size_t slots = (size_t)g->p.slots, ranks = (size_t)g->topo->ranks;
+    ho->send = calloc((size_t)g->topo->nodes, sizeof *ho->send);
+    ho->need = calloc(ranks, sizeof *ho->need);
+    ho->credit_used = calloc(ranks, sizeof *ho->credit_used);
+    ho->forwarded = calloc((size_t)g->layout.clients + 1, sizeof *ho->forwarded);
+    ho->begin = calloc(slots, sizeof *ho->begin);
+    ho->total = calloc(slots, sizeof *ho->total);
+    ho->mine = calloc(slots, sizeof *ho->mine);
+    ho->count_row = calloc(slots + 1, sizeof *ho->count_row);
+    bool ok = ho->send && ho->need && ho->credit_used && ho->forwarded && ho->begin &&
+              ho->total && ho->mine && ho->count_row;
+    if (g->layout.packed > 0) {
+        ho->packed = aligned_alloc(64, (size_t)g->layout.packed * g->layout.row_bytes);
+        ok = ok && ho->packed;
+    }
+    return ok ? OK : error_set(ERR_RESOURCE, "out of memory for ep's private buffers");
+}
+
+/* Rank r's gateway into node n is the rank there with r's local index, modulo n's size. A
+ * gateway numbers its clients by rank. */
+static void find_gateways(struct ep_group *g)
+{
+    struct host *h = g->impl;
+    const struct topology *tp = g->topo;
+    for (int n = 0; n < tp->nodes; n++) {
+        int at = tp->local % tp->node_size[n];
+        h->gateway[n] = tp->node_ranks[tp->node_first[n] + at];
+        h->my_client[n] = 0;
+        for (int r = 0; r < tp->rank; r++)
+            h->my_client[n] += tp->node_of[r] != n && tp->local_of[r] % tp->node_size[n] == at;
+    }
+    for (int r = 0; r < tp->ranks && g->layout.clients > 0; r++)
+        if (tp->node_of[r] != tp->node &&
+            tp->local_of[r] % tp->node_size[tp->node] == tp->local)
+            h->client_rank[h->clients++] = r;
+}
+
+static void hook(void *group)
+{
+    struct ep_group *g = group;
+    struct host *h = g->impl;
+    enum status st = host_progress(g, HOST_HOOK_ROWS);
+    if (st != OK) h->failed = st;
+}
+
+static void host_destroy(struct ep_group *g)
+{
+    struct host *h = g->impl;
+    /* The hook stays until all ranks have come here: others may need this gateway. */
+    if (h->window) transport_window_destroy(h->transport, h->window);
+    transport_hook(h->transport, NULL, g);
+    for (int i = 0; i < EP_OPS; i++) {
+        struct host_op *ho = &h->op[i];
+        free(ho->send);
+        free(ho->need);
+        free(ho->credit_used);
+        free(ho->forwarded);
+        free(ho->begin);
+        free(ho->total);
+        free(ho->mine);
+        free(ho->count_row);
+        free(ho->packed);
+    }
+    free(h->scratch);
+    free(h->client_rank);
+    free(h->my_client);
+    free(h->gateway);
+    free(h->source_rows);
+    free(h);
+    g->impl = NULL;
+}
+
+static enum status host_create(struct ep_group *g)
+{
+    struct host *h = calloc(1, sizeof *h);
+    if (!h) return error_set(ERR_RESOURCE, "out of memory for ep");
+    g->impl = h;
+    h->transport = g->waiter->transport;
+    h->scratch = malloc(g->layout.entry_bytes + g->layout.y_bytes);
+    h->client_rank = calloc((size_t)g->layout.clients + 1, sizeof *h->client_rank);
+    h->my_client = calloc((size_t)g->topo->nodes, sizeof *h->my_client);
+    h->gateway = calloc((size_t)g->topo->nodes, sizeof *h->gateway);
+    h->source_rows = calloc((size_t)g->topo->ranks, sizeof *h->source_rows);
+    bool ok = h->scratch && h->client_rank && h->my_client && h->gateway && h->source_rows;
+    enum status st = ok ? OK : error_set(ERR_RESOURCE, "out of memory for ep");
+    for (int i = 0; i < EP_OPS && st == OK; i++) st = create_op(g, &h->op[i]);
+    if (st == OK) find_gateways(g);
+    TRY(st);
+    TRY(transport_window_create(h->transport, g->layout.window_bytes, host_signals(g),
+                                &h->window));
+    return transport_hook(h->transport, hook, g);
+}
+
+/* ---- the table ---- */
+
+static enum status dispatch_begin(struct ep_group *g, struct ep_op *op)
+{
+    g->stats.rows_sent += (uint64_t)op->route.m * (uint64_t)g->p.topk;
+    /* Alone there is nobody to be quick for: group the rows once, in place. */
+    if (op->mode == EP_LOW_LATENCY && !g->layout.fixed_slots) op->mode = EP_NORMAL;
+    if (op->mode == EP_LOW_LATENCY) return host_lowlatency_begin(g, op);
+    return host_normal_begin(g, op);
+}
+
+static enum status dispatch_finish(struct ep_group *g, struct ep_op *op, struct amat *rows)
+{
+    struct host *h = g->impl;
+    if (h->failed != OK) return h->failed;
+    if (op->mode == EP_LOW_LATENCY) return host_lowlatency_receive(g, op, rows);
+    return host_normal_receive(g, op, rows);
+}
+
+static void describe_wait(const struct ep_group *g, const struct ep_op *op, char *buf,
+                          size_t bytes)
+{
+    const struct host *h = g->impl;
+    const struct host_op *ho = &h->op[ep_op_index(g, op)];
+    const struct ep_layout *lo = &g->layout;
+    int i = ep_op_index(g, op), parity = (int)(op->number % EP_PARITY), at = 0;
+    const char *own = transport_ptr(h->window, g->topo->rank);
+    bool fixed = op->mode == EP_LOW_LATENCY;
+    size_t pitch = fixed ? (size_t)lo->local * 8 : (size_t)(1 + g->p.slots) * 4;
+    if (op->state != EP_SENT || (!fixed && !ho->counting)) {
+        snprintf(buf, bytes, "%s: %llu more signals",
+                 op->state == EP_SENT ? "dispatch rows" : "combine rows",
+                 (unsigned long long)(op->state == EP_SENT
+                     ? ho->arrived_need - host_value(g, host_signal(g, i, SIG_ARRIVED))
+                     : ho->returned_need - host_value(g, host_signal(g, i, SIG_RETURNED))));
+        return;
+    }
+    at = snprintf(buf, bytes, fixed ? "dispatch rows of ranks" : "dispatch counts of ranks");
+    own += fixed ? lo->fixed_counts[i][parity] : lo->counts[i][parity];
+    for (int r = 0; r < g->topo->ranks && at >= 0 && (size_t)at < bytes; r++) {
+        uint32_t tag;
+        memcpy(&tag, own + (size_t)r * pitch, sizeof tag);
+        if (tag != (uint32_t)(op->number + 1))
+            at += snprintf(buf + at, bytes - (size_t)at, " %d", r);
+    }
+}
+
+const struct ep_backend ep_backend_host = {
+    .name = "host",
+    .create = host_create,
+    .destroy = host_destroy,
+    .dispatch_begin = dispatch_begin,
+    .dispatch_finish = dispatch_finish,
+    .dispatch_next = host_normal_next,
+    .combine_begin = host_combine_begin,
+    .combine_finish = host_combine_finish,
+    .describe_wait = describe_wait,
+};
