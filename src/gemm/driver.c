@@ -10,6 +10,7 @@
 #include "gemm/ukernel.h"
 
 #include <omp.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,26 +36,47 @@ struct scratch {
     int held_row, held_rows;
 };
 
-static void grow(void *pointer, size_t *have, size_t need)
+static _Thread_local struct scratch thread_scratch;
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+static void scratch_free(void *p)
 {
-    if (*have >= need) return;
-    void *p = 0;
-    memcpy(&p, pointer, sizeof p);
+    struct scratch *s = p;
+    free(s->a);
+    free(s->a_scale);
+    free(s->c);
+    free(s->wide);
+}
+
+static void scratch_key_make(void)
+{
+    if (pthread_key_create(&scratch_key, scratch_free) != 0) abort();
+}
+
+/* The calling thread's scratch, holding nothing; freed when the thread ends. */
+static struct scratch *scratch_get(void)
+{
+    struct scratch *s = &thread_scratch;
+    if (!s->c) {
+        pthread_once(&scratch_once, scratch_key_make);
+        if (pthread_setspecific(scratch_key, s) != 0) abort();
+    }
+    s->held = NULL;
+    return s;
+}
+
+static void *grow(void *p, size_t *have, size_t need)
+{
+    if (*have >= need) return p;
     free(p);
     need = (need + 4095) / 4096 * 4096;
     if (posix_memalign(&p, 4096, need) != 0) {
         log_warn("gemm: cannot allocate %zu bytes of scratch for a thread", need);
         abort();
     }
-    memcpy(pointer, &p, sizeof p);
     *have = need;
-}
-
-static struct scratch *scratch_get(void)
-{
-    static _Thread_local struct scratch s;
-    s.held = NULL;
-    return &s;
+    return p;
 }
 
 /* ---- one product of a call ---- */
@@ -182,8 +204,8 @@ static void rows_pack(struct run *run)
     enum dtype to = compute_type(run->call, &run->p);
     size_t from_size = dtype_bytes(a->type), to_size = dtype_bytes(to);
     size_t padded = (size_t)run->l.blocks * (size_t)run->rows;
-    grow(&s->a, &s->a_bytes, padded * GEMM_KC * to_size);
-    grow(&s->a_scale, &s->scale_bytes, padded * sizeof(float));
+    s->a = grow(s->a, &s->a_bytes, padded * GEMM_KC * to_size);
+    s->a_scale = grow(s->a_scale, &s->scale_bytes, padded * sizeof(float));
     char *out = s->a;
     for (int b = 0; b < run->l.blocks; b++) {
         int k0 = b * GEMM_KC, depth = gemm_depth(run->p.w->k, b);
@@ -249,8 +271,9 @@ static void panels_run(struct run *run, int panel0, int panel1)
     const struct ukernel *uk = run->call->uk;
     size_t c_bytes = (size_t)run->rows * (size_t)uk->nr * sizeof(float);
     rows_pack(run);
-    grow(&run->s->c, &run->s->c_bytes, c_bytes);
-    grow(&run->s->wide, &run->s->wide_bytes, sizeof(float) * GEMM_NR_MAX * GEMM_KC);
+    struct scratch *s = run->s;
+    s->c = grow(s->c, &s->c_bytes, c_bytes);
+    s->wide = grow(s->wide, &s->wide_bytes, sizeof(float) * GEMM_NR_MAX * GEMM_KC);
     for (int panel = panel0; panel < panel1; panel++) {
         for (int b = 0; b < run->l.blocks; b++) {
             block_run(run, panel, b);
@@ -260,7 +283,7 @@ static void panels_run(struct run *run, int panel0, int panel1)
         int columns = gemm_panel_columns(uk, &run->l, run->p.w, panel, &first);
         float *c = run->p.c + (int64_t)run->row0 * run->call->ldc + first;
         for (int r = 0; r < run->rows; r++)
-            memcpy(c + (int64_t)r * run->call->ldc, run->s->c + (size_t)r * (size_t)uk->nr,
+            memcpy(c + (int64_t)r * run->call->ldc, s->c + (size_t)r * (size_t)uk->nr,
                    sizeof(float) * (size_t)columns);
     }
 }
