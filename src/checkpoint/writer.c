@@ -25,7 +25,7 @@ struct shard {
     char *temp; /* path until finish */
     char *name; /* file name after finish */
     int fd;
-    size_t header_bytes;
+    size_t header_bytes, data_bytes;
 };
 
 struct writer {
@@ -123,6 +123,7 @@ static void assign_offsets(struct writer *w, int shard)
             t->offset = at;
             at += t->bytes;
         }
+    w->shard[shard].data_bytes = at;
 }
 
 static char *header_text(const struct writer *w, int shard)
@@ -179,6 +180,9 @@ static enum status create_shard(struct writer *w, int number)
         memset(header + 8 + len, ' ', padded - len);
         s->header_bytes = 8 + padded;
         st = write_all(s->fd, s->temp, header, 8 + padded, 0);
+        /* The full size at once: bytes never put read as zero. */
+        if (st == OK && ftruncate(s->fd, (off_t)(s->header_bytes + s->data_bytes)) != 0)
+            st = io_error("extend", s->temp);
     }
     free(header);
     free(json);

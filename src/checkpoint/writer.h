@@ -4,7 +4,7 @@
  * bytes in any order and from any thread, finish (files and index get their names, one rename
  * each). Until finish an existing checkpoint in the directory stays as it is. Shards hold
  * consecutive tensors of about equal bytes; inside a shard wider element types come first, so
- * that all data is aligned without gaps.
+ * that all data is aligned without gaps; bytes never put are zero.
  *
  * The writer owns its temporary files: writer_close removes what finish did not name.
  */

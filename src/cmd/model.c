@@ -32,8 +32,8 @@ static const struct shape_option {
 } shape_options[] = {
 #define SHAPE(option, member, min, max, help) \
     {option, offsetof(struct model_config, member), min, max, help}
-    SHAPE("--layers", layers, 1, 4096, "layers in all"),
-    SHAPE("--first-dense", first_dense, 0, 4096, "layers with a dense MLP at the start"),
+    SHAPE("--layers", layers, 1, 1024, "layers in all"),
+    SHAPE("--first-dense", first_dense, 0, 1024, "layers with a dense MLP at the start"),
     SHAPE("--vocab", vocab, 1, 1 << 24, "vocabulary"),
     SHAPE("--hidden", hidden, 1, 1 << 18, "width of the residual stream"),
     SHAPE("--heads", heads, 1, 4096, "attention heads"),
@@ -44,11 +44,11 @@ static const struct shape_option {
     SHAPE("--dim-v", dim_v, 1, 1 << 13, "a head's value dimensions"),
     SHAPE("--intermediate", intermediate, 1, 1 << 20, "width of dense MLPs"),
     SHAPE("--moe-intermediate", moe_intermediate, 1, 1 << 18, "width of an expert"),
-    SHAPE("--experts", experts, 1, 1 << 14, "routed experts"),
+    SHAPE("--experts", experts, 1, 1 << 12, "routed experts"),
     SHAPE("--shared-experts", shared_experts, 1, 64, "shared experts"),
     SHAPE("--topk", topk, 1, 256, "experts a token"),
-    SHAPE("--n-group", n_group, 1, 1 << 14, "expert groups"),
-    SHAPE("--topk-group", topk_group, 1, 1 << 14, "groups a token may use"),
+    SHAPE("--n-group", n_group, 1, 1 << 12, "expert groups"),
+    SHAPE("--topk-group", topk_group, 1, 1 << 12, "groups a token may use"),
     SHAPE("--max-positions", max_positions, 1, 1 << 28, "context length"),
 #undef SHAPE
 };
@@ -289,26 +289,37 @@ static void print_architecture(const struct show *s)
            c->tie_embeddings ? "tied" : "not tied");
 }
 
+static void print_components(const struct model_sizes *z, double unit, const char *unit_name)
+{
+    printf("\n# component          parameters            bytes %12s\n", unit_name);
+    for (int p = 0; p < PART_COUNT; p++)
+        printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n",
+               tensor_part_name((enum tensor_part)p), z->params[p], z->bytes[p],
+               (double)z->bytes[p] / unit);
+    printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n", "total", z->params_total,
+           z->bytes_total, (double)z->bytes_total / unit);
+    printf("%-15s %15" PRId64 "\n", "active a token", z->params_active);
+    printf("# %.4g B parameters, %.4g B active a token\n", (double)z->params_total / 1e9,
+           (double)z->params_active / 1e9);
+}
+
 static void print_text(const struct show *s, const struct show_args *a)
 {
     const struct model_sizes *z = &s->sizes;
+    bool small = z->bytes_total < (int64_t)1 << 33;
+    double unit = small ? 1 << 20 : 1 << 30;
+    const char *unit_name = small ? "MiB" : "GiB";
     print_architecture(s);
-    printf("\n# component          parameters            bytes      GiB\n");
-    for (int p = 0; p < PART_COUNT; p++)
-        printf("%-15s %15" PRId64 " %16" PRId64 " %8.3f\n",
-               tensor_part_name((enum tensor_part)p), z->params[p], z->bytes[p],
-               (double)z->bytes[p] / (1 << 30));
-    printf("%-15s %15" PRId64 " %16" PRId64 " %8.3f\n", "total", z->params_total, z->bytes_total,
-           (double)z->bytes_total / (1 << 30));
-    printf("%-15s %15" PRId64 "  (%.2f B of %.2f B)\n", "active a token", z->params_active,
-           (double)z->params_active / 1e9, (double)z->params_total / 1e9);
-    printf("\n#   ep  slots  redundant  replicated GiB  experts GiB  rank GiB\n");
+    print_components(z, unit, unit_name);
+    printf("\n# a rank, %s; redundant: the fewest extra expert copies that fill the slots\n",
+           unit_name);
+    printf("#   ep  slots  redundant   replicated      experts        total\n");
     for (int i = 0; i < a->eps; i++) {
         struct model_rank_sizes r;
         model_sizes_rank(&s->cfg, z, a->ep[i], &r);
-        printf("%6d %6d %10d %15.3f %12.3f %9.3f\n", a->ep[i], r.slots, r.redundant,
-               (double)r.replicated / (1 << 30), (double)r.routed / (1 << 30),
-               (double)(r.replicated + r.routed) / (1 << 30));
+        printf("%6d %6d %10d %12.3f %12.3f %12.3f\n", a->ep[i], r.slots, r.redundant,
+               (double)r.replicated / unit, (double)r.routed / unit,
+               (double)(r.replicated + r.routed) / unit);
     }
 }
 
