@@ -74,7 +74,7 @@ static void choose_slots(void *arg, int rank, int rows, int topk, const int32_t 
 }
 
 void forward_init(struct forward *f, struct model *m, struct replica_table *replica,
-                  double (*now)(void *))
+                  double (*now)(void *arg), void *arg)
 {
     static const struct stage_ops table = {.compute = forward_compute,
                                            .comm_begin = forward_begin,
@@ -84,6 +84,7 @@ void forward_init(struct forward *f, struct model *m, struct replica_table *repl
     f->replica = replica;
     runner_init(&f->runner, &table, f);
     f->runner.now = now;
+    f->runner.now_arg = arg;
     if (m->ep) ep_set_choose(m->ep, choose_slots, f);
 }
 

@@ -26,9 +26,9 @@ struct forward {
     int rounds;                       /* most receive rounds of an operation in this step */
 };
 
-/* replica: [layers], rows of dense layers unused. now: clock for times and traces. */
+/* replica: [layers], rows of dense layers unused. now(arg): clock for times and traces. */
 void forward_init(struct forward *f, struct model *m, struct replica_table *replica,
-                  double (*now)(void *));
+                  double (*now)(void *arg), void *arg);
 void forward_free(struct forward *f);
 
 /* Runs the step. Every rank of the unit calls it with the same schedule. */

@@ -1,0 +1,331 @@
+/* finish.c - phases 6 and 8: rank 0's files at the start, and the end of a job: every rank's
+ * figures, the results file, the closing table.
+ */
+#include "core/clock.h"
+#include "core/log.h"
+#include "engine/start.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- 6. rank 0's files ---------------------------------------------------------------------- */
+
+static uint64_t fingerprint(const struct engine *e)
+{
+    struct hash128 fp = {0, 0};
+    if (checkpoint_fingerprint(e->ck, &fp) != OK) error_clear();
+    uint64_t h = hash64(e->job.tokens, strlen(e->job.tokens), fp.lo ^ fp.hi);
+    h = hash64(&e->isa, sizeof e->isa, h);
+    h = hash64(&e->job.numerics, sizeof e->job.numerics, h);
+    return hash64(&e->job.sampling, sizeof e->job.sampling, h);
+}
+
+static enum status begin_attempt(struct engine *e)
+{
+    struct attempt_row a;
+    memset(&a, 0, sizeof a);
+    a.ranks = e->world_size;
+    a.nodes = e->rank.job->ranks_per_node > 0
+                  ? (e->world_size + e->job.ranks_per_node - 1) / e->job.ranks_per_node
+                  : e->node.count;
+    memcpy(a.start_utc, e->start_utc, sizeof a.start_utc);
+    snprintf(a.outcome, sizeof a.outcome, "running");
+    snprintf(a.isa, sizeof a.isa, "%s", e->kernels.name);
+    snprintf(a.transport, sizeof a.transport, "%s", e->transports);
+    snprintf(a.hosts, sizeof a.hosts, "%s", e->hosts);
+    return journal_attempt_begin(e->journal, &a);
+}
+
+static enum status open_files(struct engine *e)
+{
+    const struct model_config *c = e->cfg;
+    int pt = e->job.kv.page_tokens, least = e->pages[0] < e->pages[1] ? e->pages[0] : e->pages[1];
+    struct request_limits limits = {c->vocab, c->max_positions, (int64_t)least * pt};
+    TRY(token_file_open(e->job.tokens, &e->job.sampling, &limits, &e->tokens));
+    e->yaml = job_yaml(&e->job);
+    char *dir = journal_dir_of(e->job.results);
+    if (!e->yaml || !dir) {
+        free(dir);
+        return error_set(ERR_RESOURCE, "no memory to open the journal");
+    }
+    struct journal_job jj = {fingerprint(e), token_file_count(e->tokens), e->yaml,
+                             e->kernels.name, e->setup->version};
+    enum status st = journal_create(dir, &jj, e->job.force, e->job.journal_fsync_s, &e->journal);
+    free(dir);
+    TRY(st);
+    TRY(begin_attempt(e));
+    struct router_setup rs = {
+        .job = &e->job,
+        .ctl = e->rank.ctl,
+        .tokens = e->tokens,
+        .journal = e->journal,
+        .model_name = e->job.model,
+        .t0 = e->rank.t0,
+        .prefill_pages = (uint32_t)e->pages[0],
+        .decode_pages = (uint32_t)e->pages[1],
+        .layers = c->layers,
+        .experts = c->experts,
+        .snapshot = finish_snapshot,
+        .snapshot_arg = e,
+    };
+    return router_create(&rs, &e->rank.router);
+}
+
+/* "host1*8 host2*8" of all ranks, on rank 0. */
+static void gather_hosts(struct engine *e)
+{
+    enum { HOST = 64 };
+    char *all = e->world_rank == 0 ? malloc((size_t)e->world_size * HOST) : 0;
+    MPI_Gather(e->rank.host, HOST, MPI_CHAR, all, HOST, MPI_CHAR, 0, MPI_COMM_WORLD);
+    if (!all) return;
+    size_t at = 0;
+    for (int i = 0; i < e->world_size && at < sizeof e->hosts;) {
+        int n = 1;
+        const char *host = all + (size_t)i * HOST;
+        while (i + n < e->world_size && strcmp(host, all + (size_t)(i + n) * HOST) == 0) n++;
+        at += (size_t)snprintf(e->hosts + at, sizeof e->hosts - at, "%s%.63s*%d", i ? " " : "",
+                               host, n);
+        i += n;
+    }
+    free(all);
+}
+
+/* Names of the transports in use, all units. */
+static void gather_transports(struct engine *e)
+{
+    static const char *const known[] = {"self", "shm", "mpi", "shm+mpi"};
+    int mine = 0, all = 0;
+    for (int i = 0; i < 4; i++)
+        if (strcmp(transport_name(e->rank.transport), known[i]) == 0) mine = 1 << i;
+    MPI_Reduce(&mine, &all, 1, MPI_INT, MPI_BOR, 0, MPI_COMM_WORLD);
+    for (int i = 0; i < 4; i++) {
+        if (!(all & (1 << i))) continue;
+        size_t at = strlen(e->transports);
+        snprintf(e->transports + at, sizeof e->transports - at, "%s%s", at ? " " : "", known[i]);
+    }
+}
+
+enum status start_files(struct engine *e)
+{
+    gather_hosts(e);
+    gather_transports(e);
+    /* The job's clock starts here; barriers return within microseconds of each other. */
+    MPI_Barrier(MPI_COMM_WORLD);
+    e->rank.t0 = clock_now_s();
+    return agree(MPI_COMM_WORLD, e->world_rank == 0 ? open_files(e) : OK);
+}
+
+/* ---- 8. the end ----------------------------------------------------------------------------- */
+
+static void fill_rank_row(const struct engine *e, struct rank_row *row)
+{
+    static const char *const roles[] = {"prefill", "decode", "mixed"};
+    const struct rank *r = &e->rank;
+    memset(row, 0, sizeof *row);
+    snprintf(row->host, sizeof row->host, "%s", r->host);
+    snprintf(row->unit, sizeof row->unit, "%s", r->unit_name);
+    snprintf(row->role, sizeof row->role, "%s", roles[r->role]);
+    row->rank = r->world_rank;
+    row->node = r->node;
+    row->local = r->local;
+    row->compute_s = r->stats.compute_s;
+    row->exposed_comm_s = r->stats.exposed_s;
+    double idle = rank_now(r) - r->stats.compute_s - r->stats.exposed_s;
+    row->idle_s = idle > 0 ? idle : 0;
+    row->prefill_tokens = r->stats.prefill_tokens;
+    row->decode_tokens = r->stats.decode_tokens;
+    row->prefill_requests = r->stats.prefill_requests;
+    row->decode_requests = r->stats.decode_requests;
+    row->attn_work = r->model.attn_work;
+    row->kv_pages = r->pool.pages;
+    row->kv_pages_peak = r->stats.kv_pages_peak;
+    row->expert_rows = r->model.expert_rows;
+    row->memory_bytes = (int64_t)(r->weights.private_bytes +
+                                  (size_t)r->pool.pages * r->page_layer_bytes *
+                                      (size_t)e->cfg->layers);
+}
+
+static enum status send_figures(struct engine *e)
+{
+    struct rank_row row;
+    fill_rank_row(e, &row);
+    size_t cells = (size_t)e->cfg->layers * (size_t)e->cfg->experts;
+    struct ctl_part part[2] = {{&row, sizeof row},
+                               {e->rank.model.expert_load, cells * sizeof(int64_t)}};
+    TRY(ctl_send(e->rank.ctl, 0, CTL_STATS, part, 2));
+    if (!e->job.trace[0]) return OK;
+    const struct trace_buf *t = &e->rank.trace;
+    struct ctl_part events = {t->events, t->n * sizeof *t->events};
+    return ctl_send(e->rank.ctl, 0, CTL_TRACE, &events, 1);
+}
+
+/* Polls until fn says so: other ranks end when they end. */
+static enum status poll_until(struct engine *e, bool (*fn)(const struct engine *))
+{
+    while (!fn(e)) {
+        TRY(ctl_poll(e->rank.ctl));
+        TRY(e->rank.failed);
+        if (e->rank.router) TRY(router_failure(e->rank.router));
+        clock_sleep_us(300);
+    }
+    return OK;
+}
+
+static bool all_reported(const struct engine *e)
+{
+    return router_stats_received(e->rank.router) == e->world_size;
+}
+
+static bool all_sent(const struct engine *e)
+{
+    return ctl_outstanding(e->rank.ctl) == 0;
+}
+
+/* /experts/placement: one unit after another; units of a role are placed alike, so the first
+ * of each role is written under its own name and the others too. */
+static enum status journal_places(struct engine *e)
+{
+    const struct placement *p = &e->rank.placement;
+    int moe = p->slot_expert ? p->shape.layers : 0;
+    struct placement_row *rows = calloc((size_t)(moe ? moe * p->shape.slots : 1), sizeof *rows);
+    if (!rows) return error_set(ERR_RESOURCE, "no memory for the placement table");
+    size_t n = 0;
+    for (int l = 0, m = 0; l < e->cfg->layers && moe; l++) {
+        if (!model_config_layer_is_moe(e->cfg, l)) continue;
+        const int32_t *slots = placement_slots(p, m++);
+        for (int s = 0; s < p->shape.slots; s++) {
+            struct placement_row *row = &rows[n++];
+            snprintf(row->unit, sizeof row->unit, "%s", e->rank.unit_name);
+            row->layer = l;
+            row->slot = s;
+            row->expert = slots[s];
+            row->rank = placement_slot_rank(p, s);
+        }
+    }
+    enum status st = journal_placement(e->journal, rows, n);
+    free(rows);
+    return st;
+}
+
+static enum status pending_id(void *ctx, int64_t index, char *buf)
+{
+    struct engine *e = ctx;
+    struct request q;
+    memset(&q, 0, sizeof q);
+    enum status st = token_file_get(e->tokens, index, &q);
+    memcpy(buf, q.custom_id, sizeof q.custom_id);
+    request_free(&q);
+    return st;
+}
+
+static enum status build(struct engine *e, bool complete, struct summary *summary)
+{
+    enum { MAX_ATTRS = 48 };
+    struct results_attr attrs[MAX_ATTRS];
+    char end_utc[24] = "";
+    clock_utc(end_utc);
+    int n = 0;
+    attrs[n++] = (struct results_attr){"program", e->setup->version};
+    attrs[n++] = (struct results_attr){"argv", e->setup->argv};
+    attrs[n++] = (struct results_attr){"job", e->yaml};
+    attrs[n++] = (struct results_attr){"hosts", e->hosts};
+    attrs[n++] = (struct results_attr){"isa", e->kernels.name};
+    attrs[n++] = (struct results_attr){"transport", e->transports};
+    attrs[n++] = (struct results_attr){"start_utc", e->start_utc};
+    attrs[n++] = (struct results_attr){"end_utc", end_utc};
+    for (int i = 0; i < e->setup->n_attrs && n < MAX_ATTRS; i++) attrs[n++] = e->setup->attrs[i];
+    struct journal_build b = {
+        .path = e->job.results,
+        .complete = complete,
+        .id_bytes = complete ? router_id_bytes(e->rank.router) : RESULTS_ID_MAX,
+        .pending_id = pending_id,
+        .pending_ctx = e,
+        .attrs = attrs,
+        .n_attrs = (size_t)n,
+        .prices = e->prices,
+    };
+    return journal_build_results(e->journal, &b, summary);
+}
+
+enum status finish_snapshot(void *engine)
+{
+    struct summary *summary = malloc(sizeof *summary);
+    if (!summary) return error_set(ERR_RESOURCE, "no memory for a partial results file");
+    summary_init(summary);
+    enum status st = build(engine, false, summary);
+    free(summary);
+    return st;
+}
+
+static enum status end_attempt(struct engine *e)
+{
+    struct attempt_row a;
+    memset(&a, 0, sizeof a);
+    clock_utc(a.end_utc);
+    snprintf(a.outcome, sizeof a.outcome, "complete");
+    a.wall_s = rank_now(&e->rank);
+    a.gpu_s = a.wall_s * e->world_size;
+    a.requests_finished = journal_finished(e->journal);
+    a.prefill_tokens = router_prefill_tokens(e->rank.router);
+    a.decode_tokens = router_decode_tokens(e->rank.router);
+    return journal_attempt_end(e->journal, &a);
+}
+
+static enum status write_results(struct engine *e)
+{
+    TRY(journal_expert_load(e->journal, e->cfg->layers, e->cfg->experts,
+                            router_expert_load(e->rank.router)));
+    TRY(journal_places(e));
+    TRY(end_attempt(e));
+    TRY(journal_sync(e->journal));
+    struct summary *summary = malloc(sizeof *summary);
+    if (!summary) return error_set(ERR_RESOURCE, "no memory for the summary");
+    summary_init(summary);
+    enum status st = build(e, true, summary);
+    if (st == OK) {
+        summary_print(summary, e->job.results, stdout);
+        if (!summary->valid) st = error_set(ERR_INVALID, "INVALID: %s", summary->reason);
+    }
+    free(summary);
+    return st;
+}
+
+enum status finish_job(struct engine *e)
+{
+    TRY(send_figures(e));
+    if (e->world_rank != 0) return poll_until(e, all_sent);
+    TRY(poll_until(e, all_reported));
+    return write_results(e);
+}
+
+void finish_free(struct engine *e)
+{
+    struct rank *r = &e->rank;
+    router_free(r->router);
+    if (e->journal) (void)journal_close(e->journal);
+    if (e->tokens) token_file_close(e->tokens);
+    free(e->yaml);
+    free(e->expert_load);
+    free(e->trace_events);
+    for (int i = 0; i < MODEL_MICROBATCHES; i++) free(r->row_seq[i]);
+    free(r->pick_rows);
+    sampler_free(r->sampler);
+    if (r->model.lane) {
+        forward_free(&r->forward);
+        schedule_free(&r->sched_prefill);
+        schedule_free(&r->sched_decode);
+        model_free(&r->model);
+    }
+    for (int l = 0; r->replica && l < e->cfg->layers; l++) replica_table_free(&r->replica[l]);
+    free(r->replica);
+    if (r->use_prefix) prefix_index_free(&r->prefix);
+    page_pool_free(&r->pool);
+    if (r->placement.slot_expert) placement_free(&r->placement);
+    weights_free(&r->weights);
+    if (r->lane.dev) {
+        r->lane.dev->free(r->lane.dev, e->expert_memory);
+        r->lane.dev->free(r->lane.dev, e->cache);
+    }
+    checkpoint_close(e->ck);
+}

@@ -1,0 +1,120 @@
+/* node.c */
+#include "engine/node.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+enum status node_create(MPI_Comm world, struct node *n)
+{
+    memset(n, 0, sizeof *n);
+    int world_rank = 0, first = 0;
+    MPI_Comm_rank(world, &world_rank);
+    MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, world_rank, MPI_INFO_NULL, &n->comm);
+    MPI_Comm_set_name(n->comm, "host");
+    MPI_Comm_rank(n->comm, &n->rank);
+    MPI_Comm_size(n->comm, &n->size);
+    first = n->rank == 0;
+    MPI_Scan(&first, &n->index, 1, MPI_INT, MPI_SUM, world);
+    n->index--;
+    MPI_Bcast(&n->index, 1, MPI_INT, 0, n->comm);
+    MPI_Allreduce(&first, &n->count, 1, MPI_INT, MPI_SUM, world);
+    MPI_Allreduce(&n->size, &n->max_size, 1, MPI_INT, MPI_MAX, world);
+    return OK;
+}
+
+/* The first rank makes and sizes the file; its pages are reserved at once, so that a full
+ * /dev/shm is an error here and not a SIGBUS later. */
+static enum status make_region(const char *name, size_t bytes, int *fd)
+{
+    *fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
+    if (*fd < 0)
+        return error_set(ERR_RESOURCE, "cannot create shared memory: %s", strerror(errno));
+    int err = ftruncate(*fd, (off_t)bytes) ? errno : posix_fallocate(*fd, 0, (off_t)bytes);
+    if (err == 0) return OK;
+    struct statvfs vfs;
+    double free_gib = 0;
+    if (statvfs("/dev/shm", &vfs) == 0)
+        free_gib = (double)vfs.f_bavail * (double)vfs.f_frsize / (1 << 30);
+    return error_set(ERR_RESOURCE,
+                     "weights shared by the ranks of a host need %.2f GiB in /dev/shm, which has "
+                     "%.2f GiB free (%s): enlarge it or free memory",
+                     (double)bytes / (1 << 30), free_gib, strerror(err));
+}
+
+enum status node_share(struct node *n, size_t bytes)
+{
+    char name[64] = "";
+    int fd = -1;
+    enum status st = OK;
+    if (n->rank == 0) {
+        snprintf(name, sizeof name, "/moebatch-%d", (int)getpid());
+        shm_unlink(name);
+        st = make_region(name, bytes, &fd);
+    }
+    MPI_Bcast(name, sizeof name, MPI_CHAR, 0, n->comm);
+    st = agree(n->comm, st);
+    if (st == OK && n->rank != 0) {
+        fd = shm_open(name, O_RDWR, 0600);
+        if (fd < 0) st = error_set(ERR_RESOURCE, "cannot open shared memory %s", name);
+    }
+    if (st == OK) {
+        n->base = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (n->base == MAP_FAILED) {
+            n->base = 0;
+            st = error_set(ERR_RESOURCE, "cannot map %zu bytes of shared memory", bytes);
+        }
+    }
+    n->bytes = bytes;
+    st = agree(n->comm, st);
+    if (fd >= 0) close(fd);
+    if (n->rank == 0) shm_unlink(name);
+    return st;
+}
+
+void node_free(struct node *n)
+{
+    if (n->base) munmap(n->base, n->bytes);
+    if (n->comm != MPI_COMM_NULL && n->size) MPI_Comm_free(&n->comm);
+    memset(n, 0, sizeof *n);
+}
+
+size_t node_available_bytes(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    if (!f) return 0;
+    char line[128];
+    unsigned long kib = 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lu kB", &kib) == 1) break;
+    fclose(f);
+    return (size_t)kib * 1024;
+}
+
+enum status agree(MPI_Comm comm, enum status mine)
+{
+    int rank = 0, size = 1;
+    MPI_Comm_rank(comm, &rank);
+    MPI_Comm_size(comm, &size);
+    int first = mine == OK ? size : rank, lowest = size;
+    MPI_Allreduce(&first, &lowest, 1, MPI_INT, MPI_MIN, comm);
+    if (lowest == size) return OK;
+    struct {
+        int status;
+        char text[1500], host[64];
+    } w;
+    memset(&w, 0, sizeof w);
+    if (rank == lowest) {
+        w.status = (int)mine;
+        snprintf(w.text, sizeof w.text, "%s", error_text());
+        gethostname(w.host, sizeof w.host - 1);
+    }
+    MPI_Bcast(&w, (int)sizeof w, MPI_BYTE, lowest, comm);
+    error_clear();
+    if (lowest == 0) return error_set((enum status)w.status, "%s", w.text);
+    return error_set((enum status)w.status, "rank %d on %s: %s", lowest, w.host, w.text);
+}

@@ -1,0 +1,110 @@
+/* run.c - a job in phases: 1 job and model, 2 ranks and units, 3 sizes, 4 weights, 5 model,
+ * 6 files, 7 requests, 8 results. Phases up to 6 end together or not at all (agree); in phase 7 a
+ * failing rank tells rank 0, which ends the job.
+ */
+#include "engine/run.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "engine/start.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static enum status timed(struct engine *e, const char *name, enum status (*phase)(struct engine *))
+{
+    double begin = clock_now_s();
+    enum status st = phase(e);
+    if (st == OK) log_info("%s: %.2f s", name, clock_now_s() - begin);
+    return st;
+}
+
+static enum status start(struct engine *e)
+{
+    TRY(timed(e, "job and model", start_job));
+    if (e->setup->dump_config) return OK;
+    TRY(timed(e, "units", start_units));
+    log_info("%d ranks on %d host(s), isa %s, %d thread(s) a rank; %s", e->world_size,
+             e->node.count, e->kernels.name, e->job.threads_per_rank,
+             e->job.mixed.present ? "mixed units" : "prefill and decode units");
+    TRY(timed(e, "sizes", start_sizes));
+    TRY(timed(e, "weights", start_weights));
+    TRY(timed(e, "model", start_model));
+    return timed(e, "files", start_files);
+}
+
+/* Tells rank 0 why this rank stops; on rank 0, everybody that the job ends. */
+static void spread_failure(struct engine *e, enum status st)
+{
+    struct rank *r = &e->rank;
+    if (r->transport) transport_abort(r->transport);
+    if (!r->ctl) return;
+    if (e->world_rank == 0) {
+        for (int i = 1; i < e->world_size; i++) (void)ctl_send(r->ctl, i, CTL_ABORT, 0, 0);
+    } else {
+        struct wire_error w;
+        memset(&w, 0, sizeof w);
+        w.status = (int32_t)st;
+        w.rank = e->world_rank;
+        memcpy(w.host, r->host, sizeof w.host);
+        snprintf(w.text, sizeof w.text, "%s", error_text());
+        struct ctl_part part = {&w, sizeof w};
+        (void)ctl_send(r->ctl, 0, CTL_ERROR, &part, 1);
+    }
+    for (int i = 0; i < 1000 && ctl_outstanding(r->ctl); i++) {
+        (void)ctl_poll(r->ctl);
+        clock_sleep_us(1000);
+    }
+}
+
+static void free_collective(struct engine *e)
+{
+    struct rank *r = &e->rank;
+    if (r->tick) tick_destroy(r->tick);
+    if (r->ep) ep_destroy(r->ep);
+    if (r->ctl) ctl_destroy(r->ctl);
+    if (r->transport) transport_destroy(r->transport);
+    node_free(&e->node);
+}
+
+/* All ranks leave together; those that are ready sleep instead of spinning. */
+static void meet(void)
+{
+    MPI_Request request;
+    int done = 0;
+    MPI_Ibarrier(MPI_COMM_WORLD, &request);
+    while (!done) {
+        MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+        if (!done) clock_sleep_us(1000);
+    }
+}
+
+enum status engine_run(const struct engine_setup *setup)
+{
+    struct engine *e = calloc(1, sizeof *e);
+    if (!e) return error_set(ERR_RESOURCE, "no memory for the engine");
+    e->setup = setup;
+    MPI_Comm_rank(MPI_COMM_WORLD, &e->world_rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &e->world_size);
+    clock_utc(e->start_utc);
+    log_init(e->world_rank, e->world_rank == 0);
+    enum status st = node_create(MPI_COMM_WORLD, &e->node);
+    if (st == OK) st = start(e);
+    if (st == OK && setup->dump_config) {
+        if (e->world_rank == 0) job_dump(&e->job, false, stdout);
+    } else if (st == OK) {
+        st = rank_loop(&e->rank);
+        if (st == OK) st = finish_job(e);
+        if (st != OK && st != ERR_INVALID) spread_failure(e, st);
+    }
+    if (st == OK || st == ERR_INVALID) {
+        if (!setup->dump_config) meet();
+        free_collective(e);
+        finish_free(e);
+    }
+    /* After a failure peers may be gone: memory is left to the end of the process. */
+    if (st == OK || st == ERR_INVALID) free(e);
+    return st;
+}

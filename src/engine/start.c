@@ -1,0 +1,149 @@
+/* start.c - phases 1 and 2: job, model, inputs; ranks, units, kernels. */
+#include "engine/start.h"
+
+#include "attention/attention.h"
+#include "config/prices.h"
+#include "core/clock.h"
+#include "core/log.h"
+#include "model/kernels_compose.h"
+#include "moe/moe.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const struct job_role *engine_role(const struct engine *e, enum rank_role role)
+{
+    return role == RANK_PREFILL  ? &e->job.prefill
+           : role == RANK_DECODE ? &e->job.decode
+                                 : &e->job.mixed;
+}
+
+/* ---- 1. job, model, inputs ------------------------------------------------------------------ */
+
+static enum status open_model(struct engine *e)
+{
+    TRY(checkpoint_open(e->job.model, &e->ck));
+    e->cfg = checkpoint_config(e->ck);
+    /* Every rank reads headers; the thorough check is one rank's work. */
+    if (e->world_rank == 0) TRY(checkpoint_validate(e->ck));
+    const struct model_config *c = e->cfg;
+    return attention_check_dims(c->dim_nope, c->dim_rope, c->dim_v, c->kv_lora);
+}
+
+static enum status resolve(struct engine *e)
+{
+    struct job_facts facts = {
+        .ranks = e->world_size,
+        .ranks_on_node = e->node.max_size,
+        .cores_per_node = cpu_count(),
+        .experts = e->cfg->experts,
+        .n_group = e->cfg->n_group,
+    };
+    TRY(job_resolve(&e->job, &facts));
+    if (e->job.backend != JOB_AUTO && e->job.backend != JOB_BACKEND_CPU)
+        return error_set(ERR_RESOURCE,
+                         "backend: %s is not in this build: use cpu or auto",
+                         job_backend_name(e->job.backend));
+    return OK;
+}
+
+static enum status read_inputs(struct engine *e)
+{
+    if (e->world_rank != 0 || e->setup->dump_config) return OK;
+    TRY(results_check_path(e->job.results, e->job.force));
+    TRY(prices_read(e->job.prices, &e->prices));
+    if (!e->job.experts.load[0]) return OK;
+    return results_read_expert_load(e->job.experts.load, e->cfg->layers, e->cfg->experts,
+                                    e->expert_load);
+}
+
+enum status start_job(struct engine *e)
+{
+    e->job = *e->setup->job;
+    TRY(agree(MPI_COMM_WORLD, open_model(e)));
+    TRY(agree(MPI_COMM_WORLD, resolve(e)));
+    size_t cells = (size_t)e->cfg->layers * (size_t)(e->cfg->experts + 1);
+    enum status st = OK;
+    if (e->job.experts.load[0]) {
+        e->expert_load = calloc(cells, sizeof *e->expert_load);
+        if (!e->expert_load) st = error_set(ERR_RESOURCE, "no memory for the expert load");
+    }
+    if (st == OK) st = read_inputs(e);
+    TRY(agree(MPI_COMM_WORLD, st));
+    if (e->expert_load)
+        MPI_Bcast(e->expert_load, (int)cells, MPI_DOUBLE, 0, MPI_COMM_WORLD);
+    return OK;
+}
+
+/* ---- 2. ranks, units, kernels --------------------------------------------------------------- */
+
+/* Units fill the ranks in order: all prefill (or mixed) units, then the decode units. */
+static void place_rank(struct engine *e)
+{
+    struct rank *r = &e->rank;
+    int at = e->world_rank;
+    const struct job_role *first = e->job.mixed.present ? &e->job.mixed : &e->job.prefill;
+    r->role = e->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
+    r->cfg = first;
+    if (at >= first->units * first->ep) {
+        at -= first->units * first->ep;
+        r->role = RANK_DECODE;
+        r->cfg = &e->job.decode;
+    }
+    r->unit = at / r->cfg->ep;
+    r->local = at % r->cfg->ep;
+    static const char *const names[] = {"prefill", "decode", "mixed"};
+    snprintf(r->unit_name, sizeof r->unit_name, "%s%d", names[r->role], r->unit);
+    gethostname(r->host, sizeof r->host - 1);
+    r->node = e->job.ranks_per_node > 0 ? e->world_rank / e->job.ranks_per_node : e->node.index;
+}
+
+static enum status choose_isa(struct engine *e)
+{
+    /* Until the tile kernels exist, amx is served by other paths and so is not a choice. */
+    int best = ISA_AVX512_BF16, found = 0;
+    const char *why = "";
+    if (e->job.isa == ISA_AMX)
+        return error_set(ERR_RESOURCE, "isa: amx has no kernels in this build: use avx512_bf16");
+    if (e->job.isa != JOB_AUTO && !isa_supported((enum isa)e->job.isa, &why))
+        return error_set(ERR_RESOURCE, "isa: %s needs the instruction set %s, which this host "
+                         "does not have: use isa: auto", isa_name((enum isa)e->job.isa), why);
+    while (!isa_supported((enum isa)best, &why)) best--;
+    MPI_Allreduce(&best, &found, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    e->isa = e->job.isa != JOB_AUTO ? (enum isa)e->job.isa : (enum isa)found;
+    return kernels_compose(e->isa, &e->kernels);
+}
+
+enum status start_units(struct engine *e)
+{
+    struct rank *r = &e->rank;
+    r->job = &e->job;
+    r->world_rank = e->world_rank;
+    r->world_size = e->world_size;
+    place_rank(e);
+    int color = r->unit + (r->role == RANK_DECODE ? e->job.prefill.units : 0);
+    MPI_Comm_split(MPI_COMM_WORLD, color, e->world_rank, &e->unit_comm);
+    MPI_Comm_set_name(e->unit_comm, r->unit_name);
+    sequence_list_init(&r->queue);
+    sequence_list_init(&r->arriving);
+    sequence_list_init(&r->waiting);
+    sequence_list_init(&r->active);
+    sequence_list_init(&r->swapped);
+    enum status st = choose_isa(e);
+    TRY(agree(MPI_COMM_WORLD, st));
+    int per_node = e->job.ranks_per_node > 0 ? e->job.ranks_per_node : 0;
+    st = transport_create(e->unit_comm, per_node, &r->transport);
+    TRY(agree(MPI_COMM_WORLD, st));
+    TRY(agree(MPI_COMM_WORLD, ctl_create(MPI_COMM_WORLD, rank_message, r, &r->ctl)));
+    r->waiter.transport = r->transport;
+    r->waiter.poll = rank_poll;
+    r->waiter.poll_arg = r;
+    /* More ranks than cores: polling costs the time of those that compute. */
+    r->waiter.poll_max_us = e->node.size > 2 * cpu_count() ? 10000 : 1000;
+    lane_init(&r->lane, device_cpu(), e->job.threads_per_rank);
+    r->lane.poll = rank_kernel_poll;
+    r->lane.poll_arg = r;
+    r->kernels = &e->kernels;
+    return OK;
+}
