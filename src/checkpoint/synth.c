@@ -127,13 +127,15 @@ static void fill_values(const struct fill_job *j, const uint32_t *table, size_t 
     }
 }
 
-/* The scale that gives a block's codes the weight's deviation, times 0.5 to 1.5. */
+/* The scale that gives a block's codes the weight's deviation, times 0.5 to 1.5 (ue8m0: a power of
+ * two near it, halved, kept or doubled). */
 static void fill_scales(const struct fill_job *j, bool ue8m0, size_t first, size_t n, float *buf)
 {
     double unit = j->deviation * ((SUMS - 1) / 2) / SUM_DEVIATION / 448.0;
     for (size_t i = 0; i < n; i++) {
-        double s = unit * (0.5 + rng_uniform(j->key, first + i));
-        buf[i] = (float)(ue8m0 ? exp2(ceil(log2(s))) : s);
+        double u = rng_uniform(j->key, first + i);
+        double s = ue8m0 ? exp2(rint(log2(unit)) + floor(3 * u) - 1) : unit * (0.5 + u);
+        buf[i] = (float)s;
     }
 }
 

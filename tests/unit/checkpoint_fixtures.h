@@ -120,27 +120,27 @@ static const char *const config_v3_saved =
     "\"tie_word_embeddings\": false, \"topk_group\": 2, \"transformers_version\": \"5.23.0\","
     "\"use_cache\": true, \"v_head_dim\": 128, \"vocab_size\": 500}";
 
-static char *fixture_dir(void)
+static inline char *fixture_dir(void)
 {
     char *dir = strdup("/tmp/moebatch-test-XXXXXX");
     if (!dir || !mkdtemp(dir)) abort();
     return dir;
 }
 
-static int fixture_unlink(const char *path, const struct stat *sb, int type, struct FTW *ftw)
+static inline int fixture_unlink(const char *path, const struct stat *sb, int type, struct FTW *ftw)
 {
     (void)sb, (void)type, (void)ftw;
     return remove(path);
 }
 
 /* Removes the directory and frees its name. */
-static void fixture_remove(char *dir)
+static inline void fixture_remove(char *dir)
 {
     nftw(dir, fixture_unlink, 8, FTW_DEPTH | FTW_PHYS);
     free(dir);
 }
 
-static void fixture_write(const char *dir, const char *name, const void *data, size_t bytes)
+static inline void fixture_write(const char *dir, const char *name, const void *data, size_t bytes)
 {
     char path[512];
     snprintf(path, sizeof path, "%s/%s", dir, name);
