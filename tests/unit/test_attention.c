@@ -142,7 +142,8 @@ static void test_rmsnorm(void **state)
             int n = widths[c], m = 3, ld = n + 2;
             struct lane lane;
             lane_init(&lane, 0, 2);
-            float *x = random_floats((size_t)(2 * ld + n), 3, 2), *w = random_floats((size_t)n, 4, 1);
+            float *x = random_floats((size_t)(2 * ld + n), 3, 2);
+            float *w = random_floats((size_t)n, 4, 1);
             float *y = malloc((size_t)(m * n) * sizeof *y);
             k.rmsnorm(&lane, m, n, x, ld, w, 1e-6f, y, n);
             for (int i = 0; i < m; i++) {
@@ -219,7 +220,8 @@ static void test_kv_write(void **state)
             float *lat = random_floats(M * LATENT, 5, 1), *rope = random_floats(M * ROPE, 6, 1);
             lat[0] = 1e-40f; /* a denormal stays one */
             size_t unit = dtype_bytes(type);
-            char *cache = calloc(PAGES * PAGE * ROW, unit), *want = calloc(PAGES * PAGE * ROW, unit);
+            char *cache = calloc(PAGES * PAGE * ROW, unit);
+            char *want = calloc(PAGES * PAGE * ROW, unit);
             for (int i = 0; i < M; i++) {
                 size_t row = (size_t)(pages[i][pos[i] / PAGE] * PAGE + pos[i] % PAGE) * ROW * unit;
                 void *a = typed_copy(type, lat + i * LATENT, LATENT, 0);
