@@ -248,16 +248,19 @@ static void block_run(struct run *run, int panel, int b)
                           .scaled = type == DT_E4M3, .stream = run->rows <= uk->mr};
     if (t.scaled) t.w_scale = scales[(size_t)panel * (size_t)run->l.blocks + (size_t)b];
     enum dtype compute = compute_type(run->call, &run->p);
-    if (type != compute && !(type == DT_E4M3 && run->rows <= uk->fused_rows)) {
+    bool fused = type == DT_E4M3 && run->rows <= uk->fused_rows;
+    if (type != compute && !fused) {
         uk->widen_block(type, block, t.depth, s->wide);
         t.b = s->wide;
         type = compute;
     }
     size_t row_bytes = GEMM_KC * dtype_bytes(compute);
     const char *a = s->a + (size_t)b * (size_t)run->rows * row_bytes;
-    int tiles = (run->rows + uk->mr - 1) / uk->mr;
-    for (int i = 0; i < tiles; i++) {
-        int r = i * uk->mr, rows = run->rows - r < uk->mr ? run->rows - r : uk->mr;
+    /* Tiles of equal height: 8 rows are 4 + 4, not 6 + 2. */
+    int tallest = fused ? uk->fused_mr : uk->mr;
+    int tiles = (run->rows + tallest - 1) / tallest;
+    for (int i = 0, r = 0, rows; i < tiles; i++, r += rows) {
+        rows = (run->rows - r + tiles - i - 1) / (tiles - i);
         t.a = a + (size_t)r * row_bytes;
         t.a_scale = s->a_scale + (size_t)b * (size_t)run->rows + r;
         t.c = s->c + (size_t)r * (size_t)uk->nr;

@@ -7,7 +7,7 @@
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 
-enum { NR = 64, MR = 6, VECS = NR / 16, AHEAD = 4096 };
+enum { NR = 64, MR = 6, FUSED_MR = 5, VECS = NR / 16, AHEAD = 4096 };
 #define INLINE static inline __attribute__((always_inline))
 
 /* ---- packing ---- */
@@ -291,7 +291,8 @@ static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale
 }
 
 const struct ukernel ukernel_avx512bf16 = {
-    .nr = NR, .mr = MR, .wide = DT_BF16, .fused_rows = MR, .poll_work = 5e6,
+    .nr = NR, .mr = MR, .wide = DT_BF16, .fused_rows = 2 * FUSED_MR,
+    .fused_mr = FUSED_MR, .poll_work = 5e6,
     .transpose16 = transpose16, .widen_block = widen_block, .widen_row = widen_row,
     .tile = tile, .row_bf16 = row_bf16, .row_e4m3 = row_e4m3,
 };

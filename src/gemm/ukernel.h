@@ -34,6 +34,7 @@ struct ukernel {
     int mr;              /* most rows of a tile */
     enum dtype wide;     /* what BF16 and E4M3 operands are multiplied as: DT_BF16 or DT_F32 */
     int fused_rows;      /* up to so many rows tile() reads E4M3 blocks itself; 0: never */
+    int fused_mr;        /* most rows of such a tile (the tables take registers) */
     double poll_work;    /* multiply-adds of about 50 us of one thread */
 
     /* 16 rows of 16 units, `stride` bytes apart, to dst[u * ldd + row] (ldd in units). */
