@@ -66,7 +66,7 @@ enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype 
     int i = ep_op_index(g, op), L = g->layout.local, R = g->topo->ranks;
     const char *rows = received(g, op), *from = y;
     size_t pitch = (size_t)ldy * dtype_bytes(y_type);
-    int threads = op->total > 16 ? g->lane->threads : 1;
+    int threads = host_threads(g, op->total);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int j = 0; j < op->total; j++) {
         if (!is_row(op, L, j)) continue;

@@ -118,7 +118,7 @@ enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct
     size_t bytes = g->layout.row_bytes;
     TRY(host_wait(g, op, sources_missing));
     TRY(add_counts(g, op, counts));
-    int threads = op->total > 16 ? g->lane->threads : 1;
+    int threads = host_threads(g, op->total);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int l = 0; l < L; l++) {
         char *to = packed + (size_t)op->begin[l] * bytes;

@@ -143,7 +143,7 @@ static enum status send_near(struct ep_group *g, struct ep_op *op, int from, int
 {
     struct host *h = g->impl;
     int i = ep_op_index(g, op), topk = g->p.topk, round = h->op[i].send[g->topo->node].round;
-    int node = g->topo->node, threads = to - from > 16 ? g->lane->threads : 1;
+    int node = g->topo->node, threads = host_threads(g, (to - from) * topk);
     size_t pitch = g->layout.row_bytes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = from; t < to; t++)
