@@ -5,7 +5,7 @@
  * pos * inv_freq, its cosine and sine are rounded once to float32 and multiplied by the attention
  * factor, at all positions. Powers of theta are correctly rounded; the oracle's vectorised powf is
  * not always: at theta 50000, dim 64, its pair 5 is one ulp larger, which turns that pair by
- * 1.5e-4 at position 8191 and 2.4e-3 at 131071. At theta 10000, dim 64 all pairs agree. Does not
+ * 1.2e-4 at position 8191 and 2.0e-3 at 131071. At theta 10000, dim 64 all pairs agree. Does not
  * touch activations: struct kernels' rope() applies the table.
  *
  * Who owns what: the caller owns the table's memory; nothing is allocated here.
