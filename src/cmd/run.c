@@ -58,7 +58,7 @@ static int provenance(struct versions *v, struct results_attr *attr)
     return n;
 }
 
-int cmd_run(int argc, char **argv)
+enum status cmd_run(int argc, char **argv)
 {
     if (cmd_wants_help(argc, argv)) {
         help();

@@ -66,6 +66,7 @@ static enum status open_files(struct engine *e)
         .decode_pages = (uint32_t)e->pages[1],
         .layers = c->layers,
         .experts = c->experts,
+        .trace_path = e->job.trace,
         .snapshot = finish_snapshot,
         .snapshot_arg = e,
     };
@@ -156,8 +157,9 @@ static enum status send_figures(struct engine *e)
     TRY(ctl_send(e->rank.ctl, 0, CTL_STATS, part, 2));
     if (!e->job.trace[0]) return OK;
     const struct trace_buf *t = &e->rank.trace;
-    struct ctl_part events = {t->events, t->n * sizeof *t->events};
-    return ctl_send(e->rank.ctl, 0, CTL_TRACE, &events, 1);
+    struct ctl_part events[2] = {{e->rank.unit_name, sizeof e->rank.unit_name},
+                                 {t->events, t->n * sizeof *t->events}};
+    return ctl_send(e->rank.ctl, 0, CTL_TRACE, events, 2);
 }
 
 /* Polls until fn says so: other ranks end when they end. */
@@ -296,6 +298,7 @@ enum status finish_job(struct engine *e)
     TRY(send_figures(e));
     if (e->world_rank != 0) return poll_until(e, all_sent);
     TRY(poll_until(e, all_reported));
+    TRY(router_close_trace(e->rank.router));
     return write_results(e);
 }
 

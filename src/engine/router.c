@@ -10,6 +10,7 @@
 #include "kvcache/page_pool.h"
 #include "kvcache/route_index.h"
 #include "requests/response.h"
+#include "schedule/trace.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -44,6 +45,8 @@ struct router {
     int64_t *expert_load;
     int stats_received, id_bytes;
     double next_tick, next_snapshot;
+    struct trace_writer trace;
+    int traces_received;
     enum status failed;
 };
 
@@ -98,7 +101,7 @@ enum status router_create(const struct router_setup *setup, struct router **out)
             return error_set(ERR_INPUT, "responses: cannot write %s: choose a writable path", path);
     }
     progress_init(&r->progress, r->count, setup->job->progress_s);
-    return OK;
+    return setup->trace_path[0] ? trace_open(&r->trace, setup->trace_path) : OK;
 }
 
 void router_free(struct router *r)
@@ -346,6 +349,24 @@ static enum status stats_message(struct router *r, const void *data, size_t byte
     return OK;
 }
 
+/* A rank's trace: its unit's name, then its events. */
+static enum status trace_message(struct router *r, int from, const void *data, size_t bytes)
+{
+    char unit[16], name[48];
+    memcpy(unit, data, sizeof unit);
+    snprintf(name, sizeof name, "%.15s rank %d", unit, from);
+    const char *events = (const char *)data + sizeof unit;
+    struct trace_rank tr = {from, name, (const struct trace_event *)(const void *)events,
+                            (bytes - sizeof unit) / sizeof(struct trace_event)};
+    r->traces_received++;
+    return trace_write_rank(&r->trace, &tr);
+}
+
+enum status router_close_trace(struct router *r)
+{
+    return r->s.trace_path[0] ? trace_close(&r->trace) : OK;
+}
+
 static enum status error_message(const void *data)
 {
     struct wire_error w;
@@ -359,7 +380,6 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
 {
     enum status st = OK;
     int32_t ticket;
-    (void)from;
     if (!r) return;
     switch (kind) {
     case CTL_FIRST:
@@ -369,6 +389,7 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
     case CTL_DONE: st = answer(r, data); break;
     case CTL_STEP: st = step_message(r, data); break;
     case CTL_STATS: st = stats_message(r, data, bytes); break;
+    case CTL_TRACE: st = trace_message(r, from, data, bytes); break;
     case CTL_ERROR: st = error_message(data); break;
     default: break;
     }
@@ -438,7 +459,9 @@ bool router_finished(const struct router *r)
 
 int router_stats_received(const struct router *r)
 {
-    return r->stats_received;
+    bool traced = r->s.trace_path[0];
+    return traced && r->traces_received < r->stats_received ? r->traces_received
+                                                            : r->stats_received;
 }
 
 const int64_t *router_expert_load(const struct router *r)

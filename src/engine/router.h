@@ -25,6 +25,7 @@ struct router_setup {
     double t0;                   /* the job's start */
     uint32_t prefill_pages, decode_pages; /* KV pages of a rank of each role */
     int layers, experts;
+    const char *trace_path;      /* "": no trace */
     /* Builds the results file as it stands; called now and then. May be NULL. */
     enum status (*snapshot)(void *arg);
     void *snapshot_arg;
@@ -40,6 +41,8 @@ enum status router_serve(struct router *r);
 
 /* Every request has ended and the units were told to stop. */
 bool router_finished(const struct router *r);
+/* Writes the rest of the trace file; after all figures have arrived. */
+enum status router_close_trace(struct router *r);
 /* Ranks whose closing figures have arrived. */
 int router_stats_received(const struct router *r);
 /* Rows routed by the gates, summed over ranks: [layers][experts]. */
