@@ -88,16 +88,51 @@ $(BUILD)/tests/mpi/%: tests/mpi/test_%.c $$(call testobjs,tests/mpi/test_$$*.c)
 	@mkdir -p $(@D)
 	$(CC) $(ALLFLAGS) -Itests -o $@ $^ -lcmocka $(LIBS)
 
-MPIRUN  := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
-           mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
+MPIRUN  := scripts/mpirun.sh
 .PHONY: $(UNIT:%=unit-%) $(MPITEST:%=mpi-%)
 $(UNIT:%=unit-%): unit-%: $(BUILD)/tests/unit/%
 	$< $(CASE)
 $(MPITEST:%=mpi-%): mpi-%: $(BUILD)/tests/mpi/%
 	@for n in $(call testranks,tests/mpi/test_$*.c); do \
-	  echo "# mpi-$* on $$n ranks"; OMP_NUM_THREADS=1 $(MPIRUN) -np $$n $< || exit 1; done
+	  echo "# mpi-$* on $$n ranks"; OMP_NUM_THREADS=1 $(MPIRUN) -np $$n $< $(CASE) || exit 1; done
 unit: $(UNIT:%=unit-%)
 mpi: $(MPITEST:%=mpi-%)
+
+e2e: all
+	BUILD=$(BUILD) $$(scripts/python.sh pytest h5py numpy) -m pytest -q -ra -p no:cacheprovider \
+	  tests/e2e $(if $(CASE),-k '$(CASE)')
+
+check:
+	BUILD=$(BUILD) MAKE='$(MAKE)' scripts/check.sh
+demo:
+	BUILD=$(BUILD) MAKE='$(MAKE)' scripts/demo.sh
+lint:
+	BUILD=$(BUILD) MAKE='$(MAKE)' scripts/lint.sh
+format:
+	clang-format -i $(SRCS) $(HDRS) $(wildcard tests/*/*.c)
+
+bench: all
+	$(BUILD)/moebatch bench gemm
+	$(BUILD)/moebatch bench mla
+	OMP_NUM_THREADS=1 $(MPIRUN) -np 2 $(BUILD)/moebatch bench ep
+
+install: all
+	install -D -m 755 $(BUILD)/moebatch $(DESTDIR)$(PREFIX)/bin/moebatch
+	for d in inputs/jobs inputs/prices; do \
+	  install -d $(DESTDIR)$(PREFIX)/share/moebatch/$$d && \
+	  install -m 644 $$d/* $(DESTDIR)$(PREFIX)/share/moebatch/$$d/; done
+	install -d $(DESTDIR)$(PREFIX)/share/moebatch/scripts
+	install -m 755 scripts/tokenize.py scripts/show_text.py scripts/lib_*.py \
+	  $(DESTDIR)$(PREFIX)/share/moebatch/scripts/
+
+# libFuzzer targets: make fuzz builds them, build/fuzz/NAME CORPUS runs one.
+FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+fuzzsrcs = $(foreach d,$(call testdirs,$1),$(wildcard src/$d/*.c))
+fuzz: $(FUZZ:%=$(BUILD)/fuzz/%)
+$(BUILD)/fuzz/%: tests/fuzz/fuzz_%.c $$(call fuzzsrcs,tests/fuzz/fuzz_$$*.c)
+	@mkdir -p $(@D)
+	clang $(STD) -g -O1 -fsanitize=fuzzer,address $(WARN) -Wno-unused-command-line-argument \
+	  $(INC) -o $@ $^ $(LIBS)
 
 clean:
 	rm -rf build

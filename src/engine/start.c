@@ -40,6 +40,9 @@ static enum status resolve(struct engine *e)
         .experts = e->cfg->experts,
         .n_group = e->cfg->n_group,
     };
+    /* Looking at a job needs no ranks: it is shown as if mpirun had started what it asks for. */
+    int asked = job_ranks(&e->job);
+    if (e->setup->dump_config && e->world_size == 1 && asked > 0) facts.ranks = asked;
     TRY(job_resolve(&e->job, &facts));
     if (e->job.backend != JOB_AUTO && e->job.backend != JOB_BACKEND_CPU)
         return error_set(ERR_RESOURCE,
