@@ -54,20 +54,30 @@ bool decode_balance_admits(const struct decode_balance *b, int rank, uint32_t pa
            (double)(b->expected[rank] + pages) <= l->high_water * l->pages;
 }
 
+/* Minimises the sum over ranks of (pages / mean pages)^2 + (requests / mean requests)^2: of that,
+ * what depends on the rank when a request of `pages` is added to it. A request of many pages so
+ * looks for a rank with few pages, one of few pages for a rank with few requests. */
 int decode_balance_pick(const struct decode_balance *b, uint32_t pages, uint32_t prompt)
 {
     const struct decode_limits *l = &b->limits;
-    int best = -1;
-    double best_load = 0;
-    for (int rank = 0; rank < l->units * l->ranks_per_unit; rank++) {
+    int ranks = l->units * l->ranks_per_unit, best = -1;
+    double mean_pages = pages, mean_requests = 1, best_cost = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        mean_pages += (double)b->expected[rank];
+        mean_requests += b->requests[rank];
+    }
+    mean_pages /= ranks;
+    mean_requests /= ranks;
+    double per_page = mean_pages > 0 ? pages / (mean_pages * mean_pages) : 0;
+    double per_request = 1 / (mean_requests * mean_requests);
+    for (int rank = 0; rank < ranks; rank++) {
         if (!decode_balance_admits(b, rank, pages, prompt)) continue;
-        double load = (double)(b->expected[rank] + pages) / l->pages +
-                      (double)(b->requests[rank] + 1) / l->max_batch;
+        double cost = (double)b->expected[rank] * per_page + b->requests[rank] * per_request;
         bool lighter_unit = best >= 0 && b->unit_requests[rank / l->ranks_per_unit] <
                                              b->unit_requests[best / l->ranks_per_unit];
-        if (best < 0 || load < best_load || (load == best_load && lighter_unit)) {
+        if (best < 0 || cost < best_cost || (cost == best_cost && lighter_unit)) {
             best = rank;
-            best_load = load;
+            best_cost = cost;
         }
     }
     return best;

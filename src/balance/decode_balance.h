@@ -38,9 +38,9 @@ void decode_balance_free(struct decode_balance *b);
 uint32_t decode_expected_pages(uint32_t prompt, uint32_t max_tokens, uint32_t generated,
                                double mean_output, uint32_t page_tokens);
 
-/* The admissible rank with the lowest load after placement, load = expected pages / pages +
- * requests / max_batch; ties to the unit with fewer requests, then to the lower number. -1 when
- * no rank may take it now. An empty rank takes any request whose prompt + 1 token fits. Pure:
+/* The admissible rank where the request least disturbs the balance of both expected pages and
+ * request counts (sum of squares, each relative to its mean); ties to the unit with fewer
+ * requests, then to the lower number. -1 when no rank may take it now. An empty rank takes any request whose prompt + 1 token fits. Pure:
  * decode_balance_add records it. pages: decode_expected_pages of the request. */
 int decode_balance_pick(const struct decode_balance *b, uint32_t pages, uint32_t prompt);
 /* Same question for one rank, when pages there are about to be taken. */
