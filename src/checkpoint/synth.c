@@ -175,7 +175,8 @@ static enum status fill_all(const struct plan *p)
 #pragma omp atomic read
             now = st;
             if (now != OK) continue;
-            while (u >= start[job + 1]) job++; /* units come ascending to a thread */
+            if (u < start[job]) job = 0; /* units need not come ascending to a thread */
+            while (u >= start[job + 1]) job++;
             if (made != job && p->job[job].fill == FILL_VALUES) make_table(&p->job[job], table);
             made = job;
             size_t first = (u - start[job]) * CHUNK_ELEMENTS;

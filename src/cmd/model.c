@@ -60,7 +60,8 @@ static void print_help(void)
     for (int i = 0; i < SHAPE_OPTIONS; i++)
         printf("  %-18s N  %s\n", shape_options[i].name, shape_options[i].help);
     printf("\nmake, the rest:\n"
-           "  --like NAME           deepseek-v3, deepseek-v2, deepseek-v2-lite, kimi-k2, moonlight\n"
+           "  --like NAME           deepseek-v3, deepseek-v2, deepseek-v2-lite, kimi-k2 or\n"
+           "                        moonlight\n"
            "  --out DIR             directory to write\n"
            "  --dtype TYPE          bf16 (default), fp8 (128x128 blocks), f16, f32\n"
            "  --ue8m0               fp8: power-of-two scales\n"

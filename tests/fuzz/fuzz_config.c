@@ -1,3 +1,4 @@
+/* links: core checkpoint */
 /* fuzz_config.c - any config.json and generation_config.json (separated by a NUL byte) are refused
  * with a message or give a configuration whose numbers fit together: every shape positive, and
  * written and read again the same rules still hold.

@@ -1,8 +1,8 @@
+/* links: core checkpoint */
 /* fuzz_safetensors.c - a weight file of any bytes is refused with a message or yields views that
  * lie inside it and apart from each other.
  *
- * make fuzz-safetensors, or by hand:
- * clang -fsanitize=fuzzer,address,undefined ... tests/fuzz/fuzz_safetensors.c
+ * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py
  */
 #include "checkpoint/safetensors.h"
 

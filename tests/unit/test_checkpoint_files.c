@@ -223,7 +223,8 @@ static void test_directories(void **state)
 static void test_duplicate(void **state)
 {
     static const char h[] = "{" T("a", "U8", "[1]", "0", "1") "}";
-    static const char index[] = "{\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"y.safetensors\"}}";
+    static const char index[] = "{\"weight_map\":{\"a\":\"x.safetensors\","
+                                "\"b\":\"y.safetensors\"}}";
     (void)state;
     char *dir = fixture_dir(), image[256] = {(char)(sizeof h - 1)};
     memcpy(image + 8, h, sizeof h);
