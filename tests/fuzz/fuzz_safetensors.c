@@ -2,7 +2,7 @@
 /* fuzz_safetensors.c - a weight file of any bytes is refused with a message or yields views that
  * lie inside it and apart from each other.
  *
- * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py
+ * make fuzz  * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py build/fuzz/safetensors CORPUS SEEDS; seeds: tests/fuzz/seeds_checkpoint.py
  */
 #include "checkpoint/safetensors.h"
 
