@@ -33,15 +33,16 @@ enum status decode_balance_init(struct decode_balance *b, const struct decode_li
 void decode_balance_free(struct decode_balance *b);
 
 /* Pages of a request at its end: prompt + min(max_tokens, expected output), where the expected
- * output is the mean (max_tokens while mean is 0, and once `generated` tokens have passed the
- * mean, generated + 1 page). Never less than prompt + 1 token. */
+ * output is the mean (max_tokens while mean is 0; generated + 1 page once `generated` tokens have
+ * passed the mean). Never less than prompt + 1 token. */
 uint32_t decode_expected_pages(uint32_t prompt, uint32_t max_tokens, uint32_t generated,
                                double mean_output, uint32_t page_tokens);
 
 /* The admissible rank where the request least disturbs the balance of both expected pages and
  * request counts (sum of squares, each relative to its mean); ties to the unit with fewer
- * requests, then to the lower number. -1 when no rank may take it now. An empty rank takes any request whose prompt + 1 token fits. Pure:
- * decode_balance_add records it. pages: decode_expected_pages of the request. */
+ * requests, then to the lower number. -1 when no rank may take it now. An empty rank takes any
+ * request whose prompt + 1 token fits. pages: decode_expected_pages of the request. Pure:
+ * decode_balance_add records it. */
 int decode_balance_pick(const struct decode_balance *b, uint32_t pages, uint32_t prompt);
 /* Same question for one rank, when pages there are about to be taken. */
 bool decode_balance_admits(const struct decode_balance *b, int rank, uint32_t pages,

@@ -330,6 +330,40 @@ static void test_runner_calls(void **state)
     runner_free(&r);
 }
 
+/* More communication than buffers: the third operation waits until one is finished, and the one
+ * that is needed gets its turn; what nobody needs is finished in the end. */
+static void test_runner_limit(void **state)
+{
+    (void)state;
+    struct op ops[6] = {
+        {.stage = STAGE_EMBED, .lane = OP_COMPUTE, .layer = -1, .index = 0},
+        {.stage = STAGE_DISPATCH, .lane = OP_COMM, .layer = 0, .index = 1, .n_deps = 1},
+        {.stage = STAGE_DISPATCH, .lane = OP_COMM, .layer = 1, .index = 2, .n_deps = 1},
+        {.stage = STAGE_DISPATCH, .lane = OP_COMM, .layer = 2, .index = 3, .n_deps = 1},
+        {.stage = STAGE_SHARED, .lane = OP_COMPUTE, .layer = 0, .index = 4},
+        {.stage = STAGE_MLP, .lane = OP_COMPUTE, .layer = 2, .index = 5, .n_deps = 1, .deps = {3}}};
+    int compute[3] = {0, 4, 5}, comm[3] = {1, 2, 3};
+    struct schedule s = {.layers = 3, .micro_batches = 1, .n_ops = 6, .ops = ops,
+                         .n_lane = {3, 3}, .lane = {compute, comm}};
+    struct probe p;
+    struct runner r;
+    probe_reset(&p, &s, 1, 1);
+    runner_init(&r, &probe_ops, &p);
+    assert_int_equal(runner_run(&r, &s), OK);
+    assert_string_equal(p.text, "EMBED(0)-1 +DISPATCH(0)0 +DISPATCH(0)1 SHARED(0)0 -DISPATCH(0)0 "
+                        "+DISPATCH(0)2 -DISPATCH(0)2 MLP(0)2 -DISPATCH(0)1 ");
+    assert_int_equal(p.max_open, SCHEDULE_MAX_OPEN);
+    probe_free(&p);
+    ops[3].deps[0] = 5; /* needs its own consumer: refused, not a hang */
+    probe_reset(&p, &s, 1, 1);
+    error_clear();
+    assert_int_equal(runner_run(&r, &s), ERR_BUG);
+    assert_non_null(strstr(error_text(), "DISPATCH(0) of layer 2 is needed but cannot begin"));
+    error_clear();
+    probe_free(&p);
+    runner_free(&r);
+}
+
 static double fixed_time(void *arg, const struct op *op)
 {
     const double *t = arg;
@@ -534,7 +568,7 @@ int main(void)
         cmocka_unit_test(test_check_finds_damage), cmocka_unit_test(test_runner_calls),
         cmocka_unit_test(test_runner_random),    cmocka_unit_test(test_runner_error),
         cmocka_unit_test(test_list_sim_by_hand), cmocka_unit_test(test_list_sim_overlap),
-        cmocka_unit_test(test_trace_file),
+        cmocka_unit_test(test_runner_limit),     cmocka_unit_test(test_trace_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
