@@ -1,7 +1,10 @@
-/* attend.c - one block of keys against a tile of rows. */
+/* attend.c - one block of keys against a tile of rows; units of work over threads. */
 #include "attention/attend.h"
 
 #include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 
 static int clamp_keys(int n)
@@ -85,4 +88,25 @@ void attend_finish(const struct attend_micro *micro, const struct attend_tile *t
                    float *out)
 {
     micro->scale_row(t->dim_v, 1.0f / t->l[r], t->o + r * t->ldo, out);
+}
+
+void attend_units(struct lane *lane, int units,
+                  void (*unit)(const void *arg, int index, struct lane *poll), const void *arg)
+{
+    int threads = lane->threads < ATTEND_MAX_THREADS ? lane->threads : ATTEND_MAX_THREADS;
+    atomic_int left = units;
+#pragma omp parallel num_threads(threads) if (units > 1)
+    {
+        struct lane *poll = omp_get_thread_num() == 0 ? lane : 0;
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int i = 0; i < units; i++) {
+            unit(arg, i, poll);
+            atomic_fetch_sub(&left, 1);
+        }
+        /* A unit of a long context takes tens of milliseconds: communication cannot wait. */
+        while (poll && poll->poll && atomic_load(&left) > 0) {
+            lane_poll(poll);
+            sched_yield();
+        }
+    }
 }

@@ -89,6 +89,11 @@ void attend_block(const struct attend_micro *micro, struct attend_tile *tile, in
 void attend_finish(const struct attend_micro *micro, const struct attend_tile *tile, int r,
                    float *out);
 
+/* Calls unit(arg, index, poll) for all indices on the lane's threads, first come first served;
+ * poll is the lane on thread 0, else NULL. Thread 0 serves the lane until the last unit ends. */
+void attend_units(struct lane *lane, int units,
+                  void (*unit)(const void *arg, int index, struct lane *poll), const void *arg);
+
 /* The two kernels; micro is chosen by the installed wrappers. */
 void attend_prefill(struct lane *lane, const struct mla_prefill_args *args,
                     const struct attend_micro *micro);

@@ -100,10 +100,17 @@ static bool empty_unit(const struct mla_decode_args *a, const struct unit *u)
     return true;
 }
 
+struct job {
+    const struct mla_decode_args *a;
+    const struct attend_micro *micro;
+};
+
 /* One thread, all parts of the unit. */
-static void attend_unit(struct lane *poll, const struct mla_decode_args *a,
-                        const struct attend_micro *micro, int index)
+static void decode_unit(const void *arg, int index, struct lane *poll)
 {
+    const struct job *job = arg;
+    const struct mla_decode_args *a = job->a;
+    const struct attend_micro *micro = job->micro;
     struct attend_tile t;
     struct merged sum;
     struct unit u = unit_at(a, index);
@@ -172,7 +179,6 @@ void attend_decode(struct lane *lane, const struct mla_decode_args *a,
         decode_by_parts(lane, a, micro, units, threads);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (units > 1)
-    for (int i = 0; i < units; i++)
-        attend_unit(omp_get_thread_num() == 0 ? lane : 0, a, micro, i);
+    struct job job = {a, micro};
+    attend_units(lane, units, decode_unit, &job);
 }

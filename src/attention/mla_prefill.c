@@ -1,8 +1,6 @@
 /* mla_prefill.c - causal attention of one sequence's chunk: tiles of 64 queries of one head. */
 #include "attention/attend.h"
 
-#include <omp.h>
-
 /* The block of keys key0 .. key0 + keys of a head, from its three matrices into the tile. */
 static void pack_block(const struct mla_prefill_args *a, const struct attend_micro *micro,
                        int head, int key0, int keys, struct attend_tile *t)
@@ -39,16 +37,25 @@ static void attend_queries(struct lane *poll, const struct mla_prefill_args *a,
         attend_finish(micro, &t, r, a->out + (int64_t)(row0 + r) * a->ldo + head * a->dim_v);
 }
 
+struct job {
+    const struct mla_prefill_args *a;
+    const struct attend_micro *micro;
+    int tiles; /* of queries */
+};
+
+/* The last queries see the most keys: longest tiles first, so that threads end together. */
+static void prefill_unit(const void *arg, int index, struct lane *poll)
+{
+    const struct job *job = arg;
+    const struct mla_prefill_args *a = job->a;
+    int row0 = (job->tiles - 1 - index / a->heads) * ATTEND_ROWS;
+    int rows = a->m - row0 < ATTEND_ROWS ? a->m - row0 : ATTEND_ROWS;
+    attend_queries(poll, a, job->micro, index % a->heads, row0, rows);
+}
+
 void attend_prefill(struct lane *lane, const struct mla_prefill_args *a,
                     const struct attend_micro *micro)
 {
-    int tiles = (a->m + ATTEND_ROWS - 1) / ATTEND_ROWS, units = tiles * a->heads;
-    /* The last queries see the most keys: longest tiles first, so that threads end together. */
-#pragma omp parallel for schedule(dynamic, 1) num_threads(lane->threads) if (units > 1)
-    for (int unit = 0; unit < units; unit++) {
-        int row0 = (tiles - 1 - unit / a->heads) * ATTEND_ROWS;
-        int rows = a->m - row0 < ATTEND_ROWS ? a->m - row0 : ATTEND_ROWS;
-        attend_queries(omp_get_thread_num() == 0 ? lane : 0, a, micro, unit % a->heads, row0,
-                       rows);
-    }
+    struct job job = {a, micro, (a->m + ATTEND_ROWS - 1) / ATTEND_ROWS};
+    attend_units(lane, job.tiles * a->heads, prefill_unit, &job);
 }
