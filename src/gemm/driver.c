@@ -322,6 +322,7 @@ void gemm_drive(struct lane *lane, const struct gemm_call *call)
 {
     struct cut cut = cut_make(lane, call);
     if (cut.work == 0) return;
+    lane_poll(lane); /* a row of small products must not keep communication waiting */
     if (cut.threads == 1) {
         struct run run = {.call = call, .lane = lane, .s = scratch_get()};
         piece_run(&run, &cut, 0, cut.work);
