@@ -23,7 +23,8 @@ SMALL = [
     "Psalm 151\n1 Praise ye the LORD. O", "Proverbs 32\n1 A wise son",
     "Ecclesiastes 13\n1 Vanity of vanities, saith", "Isaiah 67\n1 Hear, O heavens, and give ear,",
     "Jeremiah 53\n1 The word that came to Jeremiah from the LORD,",
-    "Daniel 13\n1 In the third year of king Darius", "Jonah 5\n1 And the word of the LORD came unto",
+    "Daniel 13\n1 In the third year of king Darius",
+    "Jonah 5\n1 And the word of the LORD came unto",
     "Matthew 5\n1 And seeing the multitudes, he went up into a mountain: and when he was set, his "
     "disciples came unto him:\n2 And he opened his mouth, and taught them, saying,\n3 Blessed are",
     "Matthew 29\n1 And Jesus said unto his disciples,", "Mark 17\n1 And when the sabbath was past,",
