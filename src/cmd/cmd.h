@@ -1,9 +1,12 @@
 /* cmd.h - a subcommand as main.c sees it.
  *
- * fn gets argc, argv beginning with its own name (argv[0] = "run") and returns an enum status,
- * which becomes the exit code; its message is error_text(). main has called MPI_Init_thread
- * (FUNNELED) before fn when needs_mpi is set and the command line holds no -h or --help, and calls
- * MPI_Finalize or MPI_Abort after it: commands never exit by themselves.
+ * fn gets argc, argv beginning with its own name (argv[0] = "run") and returns a status, which
+ * becomes the exit code. main calls MPI_Init_thread (FUNNELED) before fn when needs_mpi says so
+ * and MPI_Finalize or MPI_Abort after it; commands never exit by themselves.
+ *
+ * A command that fails leaves error_text() on rank 0, and main prints it there. Every rank returns
+ * the same status and nobody waits in a collective; only ERR_COMM and ERR_BUG may come back from
+ * one rank alone: main prints the message with rank and host and aborts the job.
  */
 #ifndef CMD_CMD_H
 #define CMD_CMD_H
@@ -17,11 +20,12 @@ struct cmd {
     const char *name;
     const char *summary;
     enum status (*fn)(int argc, char **argv);
-    bool needs_mpi; /* false: fn itself must not call MPI, or only what works before MPI_Init */
+    bool (*needs_mpi)(int argc, char **argv); /* NULL: never; not asked when help is wanted */
 };
 
 enum status cmd_run(int argc, char **argv);   /* run.c */
 enum status cmd_bench(int argc, char **argv); /* bench.c: gemm | mla | ep */
+bool cmd_bench_needs_mpi(int argc, char **argv);
 
 /* Whether the arguments ask for help. */
 bool cmd_wants_help(int argc, char **argv);
