@@ -20,7 +20,8 @@ done
 have() {
     case $1 in
     gcc) command -v cc ;;
-    make | pkg-config | clang-format | clang-tidy | cppcheck | shellcheck | python3) command -v "$1" ;;
+    make | pkg-config | python3) command -v "$1" ;;
+    clang-format | clang-tidy | cppcheck | shellcheck) command -v "$1" ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
     openmpi-bin) command -v mpirun ;;
     libopenmpi-dev) command -v mpicc ;;

@@ -36,7 +36,9 @@ step() {
     echo "# $name: $((SECONDS - start)) s"
 }
 
-tidy() { echo "$sources" | xargs -P "$jobs" -n 4 clang-tidy -quiet -p "$work" --warnings-as-errors='*'; }
+tidy() {
+    echo "$sources" | xargs -P "$jobs" -n 4 clang-tidy -quiet -p "$work" --warnings-as-errors='*'
+}
 check() {
     cppcheck -j "$jobs" --quiet --error-exitcode=1 --inline-suppr --std=c11 -Isrc \
         --enable=warning,performance,portability --suppress=missingIncludeSystem \

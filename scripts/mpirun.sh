@@ -1,6 +1,6 @@
 #!/bin/bash
-# mpirun for many ranks on few cores: oversubscribed, unbound, ranks yield while they wait. Options and
-# program as for mpirun: scripts/mpirun.sh -np 176 build/moebatch run JOB.yaml
+# mpirun for many ranks on few cores: oversubscribed, unbound, ranks yield while they wait. Options
+# and program as for mpirun: scripts/mpirun.sh -np 176 build/moebatch run JOB.yaml
 set -eu
 if [ "$(id -u)" = 0 ]; then # Open MPI refuses root unless told
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK_BYTES = 64 << 10, ARRAY_CHUNK_BYTES = 256 << 10, DEFLATE_LEVEL = 4 };
+enum { CHUNK_BYTES = 64 << 10, ARRAY_CHUNK_BYTES = 256 << 10, DEFLATE_LEVEL = 1 };
 
 /* The first frame of the error stack is the deepest: the real cause ("No space left on device"). */
 static herr_t deepest_reason(unsigned n, const H5E_error2_t *frame, void *text)

@@ -1,6 +1,6 @@
-"""One answer, whatever the layout: /outputs and the fixed columns of /requests are byte-identical over
-ranks, EP sizes, batch and chunk sizes, micro-batches, redundant experts, split or mixed units,
-prefix cache on or off.
+"""One answer, whatever the layout: /outputs and the fixed columns of /requests are byte-identical
+over ranks, EP sizes, batch and chunk sizes, micro-batches, redundant experts, split or mixed
+units, prefix cache on or off.
 
 Alone: python3 -m pytest tests/e2e/test_bitwise.py -k ep8
 """

@@ -1,5 +1,5 @@
-"""The demo model: perplexity of the checkpoint's own FP8 within 1 % of FP32's, scored as a corpus is
-(max_tokens 0, prompt_logprobs), and readable text from `run` to show_text.py.
+"""The demo model: perplexity of the checkpoint's own FP8 within 1 % of FP32's, scored as a corpus
+is (max_tokens 0, prompt_logprobs), and readable text from `run` to show_text.py.
 
 Alone: python3 -m pytest -s tests/e2e/test_demo_model.py
 """

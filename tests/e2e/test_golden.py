@@ -1,7 +1,8 @@
 """FP32 mode against Hugging Face transformers: greedy tokens identical, logprobs within tolerance.
 
-The program reports logprobs, not logits. An error e in every logit moves a logprob by at most 2 e, so
-|logprob error| <= 2 x 1e-4 x max|logit| is what the logits' own limit of 1e-4 x max|logit| allows.
+The program reports logprobs, not logits. An error e in every logit moves a logprob by at most
+2 e, so |logprob error| <= 2 x 1e-4 x max|logit| is what the logits' own limit of
+1e-4 x max|logit| allows.
 Alone: python3 -m pytest -s tests/e2e/test_golden.py -k v3-saved
 """
 import json
