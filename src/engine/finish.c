@@ -64,6 +64,7 @@ static enum status open_files(struct engine *e)
         .t0 = e->rank.t0,
         .prefill_pages = (uint32_t)e->pages[0],
         .decode_pages = (uint32_t)e->pages[1],
+        .ranks = e->world_size,
         .layers = c->layers,
         .experts = c->experts,
         .trace_path = e->job.trace,

@@ -43,6 +43,7 @@ struct router {
     struct progress progress;
     int64_t prompt_done, prefill_tokens, decode_tokens;
     int64_t *expert_load;
+    struct rank_row *rank_rows; /* [ranks] as they arrive */
     int stats_received, id_bytes;
     double next_tick, next_snapshot;
     struct trace_writer trace;
@@ -93,7 +94,9 @@ enum status router_create(const struct router_setup *setup, struct router **out)
     TRY(init_balancers(r));
     size_t cells = (size_t)setup->layers * (size_t)(setup->experts > 0 ? setup->experts : 1);
     r->expert_load = calloc(cells, sizeof *r->expert_load);
-    if (!r->expert_load) return error_set(ERR_RESOURCE, "no memory for the expert load");
+    r->rank_rows = calloc((size_t)setup->ranks, sizeof *r->rank_rows);
+    if (!r->expert_load || !r->rank_rows)
+        return error_set(ERR_RESOURCE, "no memory for the job's figures");
     const char *path = setup->job->responses;
     if (path[0]) {
         r->responses = fopen(path, "w");
@@ -116,6 +119,7 @@ void router_free(struct router *r)
     free(r->flight);
     free(r->id);
     free(r->expert_load);
+    free(r->rank_rows);
     free(r);
 }
 
@@ -337,7 +341,7 @@ static enum status stats_message(struct router *r, const void *data, size_t byte
 {
     struct rank_row row;
     memcpy(&row, data, sizeof row);
-    TRY(journal_ranks(r->s.journal, &row, 1));
+    r->rank_rows[row.rank] = row;
     size_t cells = (bytes - sizeof row) / sizeof(int64_t);
     const char *at = (const char *)data + sizeof row;
     for (size_t i = 0; i < cells; i++) {
@@ -346,7 +350,9 @@ static enum status stats_message(struct router *r, const void *data, size_t byte
         r->expert_load[i] += v;
     }
     r->stats_received++;
-    return OK;
+    return r->stats_received < r->s.ranks
+               ? OK
+               : journal_ranks(r->s.journal, r->rank_rows, (size_t)r->s.ranks);
 }
 
 /* A rank's trace: its unit's name, then its events. */

@@ -24,7 +24,7 @@ struct router_setup {
     const char *model_name;      /* for responses */
     double t0;                   /* the job's start */
     uint32_t prefill_pages, decode_pages; /* KV pages of a rank of each role */
-    int layers, experts;
+    int ranks, layers, experts;
     const char *trace_path;      /* "": no trace */
     /* Builds the results file as it stands; called now and then. May be NULL. */
     enum status (*snapshot)(void *arg);

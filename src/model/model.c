@@ -3,6 +3,7 @@
 
 #include "attention/rope_table.h"
 #include "moe/expert.h"
+#include "moe/moe.h"
 
 #include <string.h>
 
@@ -163,6 +164,15 @@ static void fill_gate(const struct model_config *c, struct gate_params *g)
     };
 }
 
+/* The bias is each layer's own; here it only has to be there. */
+static enum status check_gate(const struct model_config *c, const struct gate_params *g)
+{
+    static const float some_bias = 0;
+    struct gate_params probe = *g;
+    if (probe.kind == GATE_SIGMOID_NOAUX) probe.bias = &some_bias;
+    return model_config_moe_layers(c) ? moe_check_gate(&probe) : OK;
+}
+
 static enum status fill_rope(struct model *m)
 {
     const struct model_rope *r = &m->cfg->rope;
@@ -205,6 +215,7 @@ enum status model_create(struct weights *w, struct lane *lane, const struct mode
     m->pages = pages;
     m->cache = cache;
     fill_gate(c, &m->gate);
+    TRY(check_gate(c, &m->gate));
     struct buffer_list list;
     list_buffers(&list, c, w->numerics, limits, m);
     for (int i = 0; i < list.n; i++) {
