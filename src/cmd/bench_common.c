@@ -112,6 +112,10 @@ enum status bench_machine_measure(int threads, enum isa isa, struct bench_machin
            "DRAM read %.1f GB/s\n",
            isa_name(isa), threads, out->f32_flops / 1e9, out->bf16_flops / 1e9,
            out->dram_read / 1e9);
+    double load[1];
+    if (getloadavg(load, 1) == 1 && load[0] > 0.5 + threads)
+        printf("# load average %.1f on %d cores: other programs run, times below are too long\n",
+               load[0], cpu_count());
     return OK;
 }
 

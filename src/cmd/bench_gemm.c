@@ -52,7 +52,8 @@ static void usage(FILE *out)
           "  --quick         fewer shapes, shorter samples\n"
           "Columns: microseconds per call, rates, share of the bound that applies (operations /\n"
           "peak or bytes / DRAM bandwidth, both measured in this run), and oneDNN's BF16 time for\n"
-          "the same shape divided by ours.\n",
+          "the same shape divided by ours. Weights that stay in a cache between calls can exceed\n"
+          "100 % of the bound, which is DRAM's.\n",
           out);
 }
 

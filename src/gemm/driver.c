@@ -11,6 +11,7 @@
 
 #include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -340,7 +341,9 @@ void gemm_drive(struct lane *lane, const struct gemm_call *call)
         }
         /* Thread 0 serves communication until the others have finished too. */
         while (run.lane && lane->poll &&
-               atomic_load_explicit(&done, memory_order_acquire) < cut.pieces)
+               atomic_load_explicit(&done, memory_order_acquire) < cut.pieces) {
             lane_poll(lane);
+            sched_yield(); /* the others may be waiting for this very core */
+        }
     }
 }
