@@ -180,7 +180,9 @@ def test_work_adds_up(run):
     with run.open() as f:
         ranks, load = f["ranks"][:], f["experts/load"][:]
         prefill, decode = f["steps/prefill"][:], f["steps/decode"][:]
-        throughput = f["throughput"][0]
+        throughput, attempt = f["throughput"][0], f["attempts"][0]
+    assert attempt["prefill_tokens"] == computed and attempt["decode_tokens"] == decoded
+    assert attempt["prefill_tokens_lost"] == attempt["decode_tokens_lost"] == 0
     assert prefill["tokens"].sum() == computed == ranks["prefill_tokens"].sum()
     assert decode["tokens"].sum() == decoded == ranks["decode_tokens"].sum()
     assert throughput["prefill_tokens"] == computed and throughput["decode_tokens"] == decoded
