@@ -33,6 +33,15 @@ static void receive_request(struct rank *r, const void *data, size_t bytes)
     sequence_push(&r->queue, s);
 }
 
+/* Rank 0 has told the user why: this rank leaves with the same status and says nothing. */
+static void receive_abort(struct rank *r, const void *data)
+{
+    int32_t status;
+    memcpy(&status, data, sizeof status);
+    r->aborted = (enum status)status;
+    if (r->failed == OK) r->failed = error_set(r->aborted, "the job was ended by rank 0");
+}
+
 void rank_message(void *rank, int from, enum ctl_kind kind, const void *data, size_t bytes)
 {
     struct rank *r = rank;
@@ -41,9 +50,7 @@ void rank_message(void *rank, int from, enum ctl_kind kind, const void *data, si
     case CTL_KV: rank_receive_kv(r, data, bytes); return;
     case CTL_START: rank_receive_start(r, data, bytes); return;
     case CTL_STOP: r->stopping = true; return;
-    case CTL_ABORT:
-        if (r->failed == OK) r->failed = error_set(ERR_COMM, "the job was ended by another rank");
-        return;
+    case CTL_ABORT: receive_abort(r, data); return;
     default: router_message(r->router, from, kind, data, bytes); return;
     }
 }

@@ -76,6 +76,7 @@ struct rank {
     struct trace_buf trace;
     bool stopping;                  /* leader: the router said that no more work comes */
     enum status failed;             /* set by message handlers */
+    enum status aborted;            /* rank 0 ends the job with this status */
     struct router *router;          /* world rank 0 only */
 };
 

@@ -35,15 +35,36 @@ static enum status start(struct engine *e)
     return timed(e, "files", start_files);
 }
 
-/* Tells rank 0 why this rank stops; on rank 0, everybody that the job ends. */
-static void spread_failure(struct engine *e, enum status st)
+/* Rank 0 may notice that a wait was cut off before it hears who cut it off and why. */
+static enum status hear_reason(struct engine *e, enum status st)
+{
+    enum { PATIENCE_MS = 1000 };
+    struct rank *r = &e->rank;
+    if (e->world_rank != 0 || st != ERR_COMM || !r->router) return st;
+    char own[512];
+    snprintf(own, sizeof own, "%s", error_text());
+    error_clear();
+    for (int ms = 0; ms < PATIENCE_MS && router_failure(r->router) == OK; ms++) {
+        (void)ctl_poll(r->ctl);
+        clock_sleep_us(1000);
+    }
+    enum status told = router_failure(r->router);
+    return told != OK ? told : error_set(st, "%s", own);
+}
+
+/* Tells rank 0 why this rank stops and leaves it to rank 0 to say so, once, and to end the job with
+ * that status; a rank that hears nothing goes by itself. Returns the status to leave with. */
+static enum status spread_failure(struct engine *e, enum status st)
 {
     struct rank *r = &e->rank;
-    if (r->transport) transport_abort(r->transport);
-    if (!r->ctl) return;
+    enum { PATIENCE_MS = 3000, SENDING_MS = 200 };
+    if (!r->ctl) return st;
+    st = hear_reason(e, st);
     if (e->world_rank == 0) {
-        for (int i = 1; i < e->world_size; i++) (void)ctl_send(r->ctl, i, CTL_ABORT, 0, 0);
-    } else {
+        int32_t status = (int32_t)st;
+        struct ctl_part part = {&status, sizeof status};
+        for (int i = 1; i < e->world_size; i++) (void)ctl_send(r->ctl, i, CTL_ABORT, &part, 1);
+    } else if (st != ERR_COMM) {
         struct wire_error w;
         memset(&w, 0, sizeof w);
         w.status = (int32_t)st;
@@ -53,10 +74,13 @@ static void spread_failure(struct engine *e, enum status st)
         struct ctl_part part = {&w, sizeof w};
         (void)ctl_send(r->ctl, 0, CTL_ERROR, &part, 1);
     }
-    for (int i = 0; i < 1000 && ctl_outstanding(r->ctl); i++) {
+    if (r->transport) transport_abort(r->transport);
+    for (int ms = 0; ms < PATIENCE_MS && r->aborted == OK; ms++) {
         (void)ctl_poll(r->ctl);
+        if (e->world_rank == 0 && (ms >= SENDING_MS || ctl_outstanding(r->ctl) == 0)) break;
         clock_sleep_us(1000);
     }
+    return r->aborted != OK ? r->aborted : st;
 }
 
 static void free_collective(struct engine *e)
@@ -97,7 +121,7 @@ enum status engine_run(const struct engine_setup *setup)
     } else if (st == OK) {
         st = rank_loop(&e->rank);
         if (st == OK) st = finish_job(e);
-        if (st != OK && st != ERR_INVALID) spread_failure(e, st);
+        if (st != OK && st != ERR_INVALID) st = spread_failure(e, st);
     }
     if (st == OK || st == ERR_INVALID) {
         if (!setup->dump_config) meet();
