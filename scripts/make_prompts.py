@@ -94,7 +94,7 @@ def held_out_texts(writer, chapters):
 def shared_openings(writer, chapters, families, members):
     """One chapter's opening, and after it the first words of some other verse."""
     for family, chapter in enumerate(chapters[:families]):
-        opening = chapter.text[:writer.rng.randrange(560, 1500)].rsplit("\n", 1)[0] + "\n"
+        opening = chapter.text[:writer.rng.randrange(700, 1600)].rsplit("\n", 1)[0] + "\n"
         base = opening.count("\n")
         for member in range(members):
             other = writer.rng.choice(chapters)
