@@ -16,12 +16,14 @@
  *     ep_combine_finish(g, op, out, ldo);
  *
  * Modes: EP_NORMAL (prefill) exchanges counts first, sends a token once per destination node and
- * forwards it inside that node. EP_LOW_LATENCY (decode) exchanges no counts and uses fixed slots
- * [local slot][source rank][max_tokens]. Both give the same bits: COMBINE is the fixed tree of
- * struct kernels' `combine`, so outputs depend neither on layout, mode, replicas nor rounds.
+ * forwards it inside that node. EP_LOW_LATENCY (decode) exchanges no counts: each source
+ * rank has a fixed part of every receiver's buffer. Both give the same bits: COMBINE is the
+ * fixed tree of struct kernels' `combine`, so outputs depend neither on layout, mode, replicas nor rounds.
  *
  * Between begin and finish data moves inside transport_poll, which kernels reach through
- * lane_poll: point lane->poll at transport_poll.
+ * lane_poll: point lane->poll at transport_poll. A rank that has finished its operations may
+ * still be the gateway of others: while operations of the unit are open, nobody may block
+ * without polling (wait with wait_until, also for MPI requests).
  *
  * Who owns what: the group owns its window and buffers; x stays the caller's and unchanged until
  * ep_combine_finish of the same op; ids and weights are copied by ep_dispatch_begin. What
@@ -89,8 +91,9 @@ struct ep_group;
 /* Checks p (ERR_INPUT with the nearest legal sizes) and says what ep_create would allocate. */
 enum status ep_memory(const struct ep_params *p, struct ep_memory *out);
 
-/* Collective over the waiter's transport. waiter, kernels and lane are borrowed; lane->threads
- * copy rows. p->ep_size and p->nodes must agree with the transport (0 = take it from there). */
+/* Collective over the waiter's transport. waiter, kernels (combine, act_convert) and lane
+ * are borrowed; lane->threads copy rows. p->ep_size and p->nodes must agree with the
+ * transport (0 = take it from there). */
 enum status ep_create(const struct ep_params *p, const struct ep_placement *placement,
                       struct waiter *waiter, const struct kernels *kernels, struct lane *lane,
                       struct ep_group **out);

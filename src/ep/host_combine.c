@@ -6,10 +6,12 @@
  * The rows are free to write: they belong to the operation that the source has open, and it
  * reads them only when all of them are there.
  */
-#include "core/numfmt.h"
 #include "ep/host.h"
 
+#include <omp.h>
 #include <string.h>
+
+enum { ROWS_AT_ONCE = 16 }; /* between two looks at the other lane */
 
 /* One expert output row in the payload type. */
 static void write_y(const struct ep_group *g, enum dtype y_type, const char *y, char *to)
@@ -18,9 +20,9 @@ static void write_y(const struct ep_group *g, enum dtype y_type, const char *y, 
         memcpy(to, y, g->layout.y_bytes);
         return;
     }
-    const float *from = (const float *)(const void *)y;
-    uint16_t *out = (uint16_t *)(void *)to;
-    for (int c = 0; c < g->p.hidden; c++) out[c] = bf16_from_f32(from[c]);
+    struct amat row = {.type = g->p.combine_type, .k = g->p.hidden, .data = to,
+                       .ld = g->p.hidden};
+    g->kernels->act_convert(g->lane, 1, (const float *)(const void *)y, g->p.hidden, &row, false);
 }
 
 static size_t y_at(const struct ep_group *g, int i, const struct ep_row_tag *tag)
@@ -67,8 +69,9 @@ enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype 
     const char *rows = received(g, op), *from = y;
     size_t pitch = (size_t)ldy * dtype_bytes(y_type);
     int threads = host_threads(g, op->total);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
     for (int j = 0; j < op->total; j++) {
+        if (j % ROWS_AT_ONCE == 0 && omp_get_thread_num() == 0) lane_poll(g->lane);
         if (!is_row(op, L, j)) continue;
         struct ep_row_tag tag = tag_of(g, rows, j);
         char *near = transport_ptr(h->window, tag.source);

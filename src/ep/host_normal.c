@@ -317,7 +317,11 @@ static uint64_t rows_missing(struct ep_group *g, struct ep_op *op)
 {
     struct host *h = g->impl;
     int i = ep_op_index(g, op);
-    if (h->op[i].counting) return counts_missing(g, i);
+    if (h->op[i].counting) {
+        /* All here since progress last looked: not over, but look again at once. */
+        uint64_t missing = counts_missing(g, i);
+        return missing > 0 ? missing : 1;
+    }
     return h->op[i].arrived_need - host_value(g, host_signal(g, i, SIG_ARRIVED));
 }
 

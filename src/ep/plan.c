@@ -114,13 +114,14 @@ void ep_layout_fill(const struct ep_params *p, int clients, struct ep_layout *o)
     o->cap = normal ? layout_cap(p, o) : 0;
     o->clients = normal ? clients : 0;
     o->ring = min_int(p->chunk_tokens, RING_ENTRIES);
-    size_t fixed_rows = (size_t)o->local * (size_t)R * (size_t)p->max_tokens;
+    o->part_rows = p->max_tokens * min_int(p->topk, o->local);
     for (int op = 0; op < EP_OPS; op++) {
         o->y[op] = take(&end, (size_t)o->tokens * (size_t)p->topk * o->y_bytes);
         if (normal) o->receive[op] = take(&end, (size_t)o->cap * o->row_bytes);
         if (o->clients)
             o->rings[op] = take(&end, (size_t)o->clients * (size_t)o->ring * o->entry_bytes);
-        if (o->fixed_slots) o->fixed[op] = take(&end, fixed_rows * o->row_bytes);
+        if (o->fixed_slots)
+            o->fixed[op] = take(&end, (size_t)R * (size_t)o->part_rows * o->row_bytes);
         for (int parity = 0; parity < EP_PARITY; parity++) {
             if (normal) o->counts[op][parity] = take(&end, counts);
             if (o->fixed_slots)
@@ -129,8 +130,7 @@ void ep_layout_fill(const struct ep_params *p, int clients, struct ep_layout *o)
     }
     o->window_bytes = end;
     if (o->fixed_slots)
-        o->packed = R * p->max_tokens * min_int(p->topk, o->local) +
-                    o->local * (p->row_align - 1);
+        o->packed = R * o->part_rows + o->local * (p->row_align - 1);
     o->heap_bytes = EP_OPS * ((size_t)o->packed * o->row_bytes +
                               (size_t)o->tokens * (size_t)p->topk * 5 * 4 +
                               (size_t)p->slots * 6 * 4 + (size_t)R * 16);

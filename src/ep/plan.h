@@ -54,7 +54,8 @@ struct ep_layout {
     int clients, ring;     /* sources a gateway serves, entries of each one's ring */
     size_t entry_bytes, entry_row;
     size_t rings[EP_OPS];  /* [clients][ring][entry_bytes] */
-    size_t fixed[EP_OPS];  /* [local][ranks][max_tokens][row_bytes] */
+    int part_rows;         /* most rows that one source sends me: max_tokens * min(topk, local) */
+    size_t fixed[EP_OPS];  /* [ranks][part_rows][row_bytes] */
     size_t fixed_counts[EP_OPS][EP_PARITY]; /* [ranks][local][2] uint32: op number, rows */
     int packed;            /* rows of a packed buffer (heap), [EP_OPS] of them */
     size_t window_bytes, heap_bytes;

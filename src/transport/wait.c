@@ -46,7 +46,7 @@ static void sleep_a_while(struct waiter *w, uint32_t seen, unsigned rings, int r
 enum status wait_until(struct waiter *w, unsigned (*missing)(void *arg), void *arg)
 {
     struct transport *t = w->transport;
-    int spins = t && t->topo.host_ranks <= t->cores ? SPINS : 1;
+    int spins = t && t->topo.host_ranks <= t->cores ? SPINS : 0;
     for (int round = 0;;) {
         /* Read first: a ring after this is either counted in `missing` below or wakes us. */
         uint32_t seen = t ? atomic_load(&t->bell[t->topo.rank]->count) : 0;

@@ -396,6 +396,7 @@ static void run_case(const struct test_case *c, int ranks_per_node)
     u.local = u.slots / u.ranks;
     u.expert_of_slot = malloc((size_t)u.slots * sizeof *u.expert_of_slot);
     for (int s = 0; s < u.slots; s++) u.expert_of_slot[s] = s % c->experts;
+    CHECK(gemm_kernels_fill(&kernels, ISA_PORTABLE) == OK, "kernels");
     CHECK(moe_kernels_fill(&kernels, ISA_PORTABLE) == OK, "kernels");
     lane_init(&lane, device_cpu(), u.ranks == 1 ? 2 : 1);
     CHECK(transport_create(MPI_COMM_WORLD, ranks_per_node, &t) == OK, "transport");
