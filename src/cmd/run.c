@@ -38,23 +38,18 @@ static char *join(int argc, char **argv)
     return s;
 }
 
-struct versions {
-    char mpi[MPI_MAX_LIBRARY_VERSION_STRING];
-    char hdf5_built[16], hdf5[16];
-};
-
-static int provenance(struct versions *v, struct results_attr *attr)
+/* "Open MPI v4.1.4; HDF5 1.10.8; ..." into buf, and the list of attributes. */
+static int provenance(char *libraries, size_t bytes, struct results_attr *attr)
 {
+    char mpi[MPI_MAX_LIBRARY_VERSION_STRING], built[16], hdf5[16];
     int len = 0, n = 0;
-    MPI_Get_library_version(v->mpi, &len);
-    v->mpi[strcspn(v->mpi, "\n,")] = '\0';
-    results_hdf5_versions(v->hdf5_built, v->hdf5);
+    MPI_Get_library_version(mpi, &len);
+    mpi[strcspn(mpi, "\n,")] = '\0';
+    results_hdf5_versions(built, hdf5);
+    snprintf(libraries, bytes, "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s",
+             mpi, hdf5, built, yaml_get_version_string(), jansson_version_str(), __VERSION__);
     attr[n++] = (struct results_attr){"git_revision", cmd_gitrev()};
-    attr[n++] = (struct results_attr){"mpi_version", v->mpi};
-    attr[n++] = (struct results_attr){"hdf5_version", v->hdf5};
-    attr[n++] = (struct results_attr){"libyaml_version", yaml_get_version_string()};
-    attr[n++] = (struct results_attr){"jansson_version", JANSSON_VERSION};
-    attr[n++] = (struct results_attr){"compiler", __VERSION__};
+    attr[n++] = (struct results_attr){"libraries", libraries};
     return n;
 }
 
@@ -65,13 +60,12 @@ enum status cmd_run(int argc, char **argv)
         return OK;
     }
     struct job_args *args = calloc(1, sizeof *args);
-    struct versions *v = calloc(1, sizeof *v);
     char *line = join(argc, argv);
-    enum status st = args && v && line ? OK : error_set(ERR_RESOURCE, "no memory for the job");
+    enum status st = args && line ? OK : error_set(ERR_RESOURCE, "no memory for the job");
     if (st == OK) st = job_args_parse(argc, argv, args);
     if (st == OK) {
         struct results_attr attrs[16];
-        char program[128];
+        char program[128], libraries[512];
         snprintf(program, sizeof program, "moebatch %s", cmd_gitrev());
         struct engine_setup setup = {
             .job = &args->job,
@@ -80,11 +74,10 @@ enum status cmd_run(int argc, char **argv)
             .argv = line,
             .attrs = attrs,
         };
-        setup.n_attrs = provenance(v, attrs);
+        setup.n_attrs = provenance(libraries, sizeof libraries, attrs);
         st = engine_run(&setup);
     }
     free(line);
-    free(v);
     free(args);
     return st;
 }

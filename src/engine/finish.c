@@ -148,9 +148,36 @@ static void fill_rank_row(const struct engine *e, struct rank_row *row)
                                       (size_t)e->cfg->layers);
 }
 
+/* /experts/placement: each unit's leader tells its own. */
+static enum status send_places(struct engine *e)
+{
+    const struct placement *p = &e->rank.placement;
+    if (e->rank.local != 0 || !p->slot_expert) return OK;
+    struct placement_row *rows = calloc((size_t)(p->shape.layers * p->shape.slots), sizeof *rows);
+    if (!rows) return error_set(ERR_RESOURCE, "no memory for the placement table");
+    size_t n = 0;
+    for (int l = 0, m = 0; l < e->cfg->layers; l++) {
+        if (!model_config_layer_is_moe(e->cfg, l)) continue;
+        const int32_t *slots = placement_slots(p, m++);
+        for (int s = 0; s < p->shape.slots; s++) {
+            struct placement_row *row = &rows[n++];
+            snprintf(row->unit, sizeof row->unit, "%s", e->rank.unit_name);
+            row->layer = l;
+            row->slot = s;
+            row->expert = slots[s];
+            row->rank = placement_slot_rank(p, s);
+        }
+    }
+    struct ctl_part part = {rows, n * sizeof *rows};
+    enum status st = ctl_send(e->rank.ctl, 0, CTL_PLACES, &part, 1);
+    free(rows);
+    return st;
+}
+
 static enum status send_figures(struct engine *e)
 {
     struct rank_row row;
+    TRY(send_places(e));
     fill_rank_row(e, &row);
     size_t cells = (size_t)e->cfg->layers * (size_t)e->cfg->experts;
     struct ctl_part part[2] = {{&row, sizeof row},
@@ -185,32 +212,6 @@ static bool all_sent(const struct engine *e)
     return ctl_outstanding(e->rank.ctl) == 0;
 }
 
-/* /experts/placement: one unit after another; units of a role are placed alike, so the first
- * of each role is written under its own name and the others too. */
-static enum status journal_places(struct engine *e)
-{
-    const struct placement *p = &e->rank.placement;
-    int moe = p->slot_expert ? p->shape.layers : 0;
-    struct placement_row *rows = calloc((size_t)(moe ? moe * p->shape.slots : 1), sizeof *rows);
-    if (!rows) return error_set(ERR_RESOURCE, "no memory for the placement table");
-    size_t n = 0;
-    for (int l = 0, m = 0; l < e->cfg->layers && moe; l++) {
-        if (!model_config_layer_is_moe(e->cfg, l)) continue;
-        const int32_t *slots = placement_slots(p, m++);
-        for (int s = 0; s < p->shape.slots; s++) {
-            struct placement_row *row = &rows[n++];
-            snprintf(row->unit, sizeof row->unit, "%s", e->rank.unit_name);
-            row->layer = l;
-            row->slot = s;
-            row->expert = slots[s];
-            row->rank = placement_slot_rank(p, s);
-        }
-    }
-    enum status st = journal_placement(e->journal, rows, n);
-    free(rows);
-    return st;
-}
-
 static enum status pending_id(void *ctx, int64_t index, char *buf)
 {
     struct engine *e = ctx;
@@ -229,9 +230,9 @@ static enum status build(struct engine *e, bool complete, struct summary *summar
     char end_utc[24] = "";
     clock_utc(end_utc);
     int n = 0;
-    attrs[n++] = (struct results_attr){"program", e->setup->version};
+    attrs[n++] = (struct results_attr){"program_version", e->setup->version};
     attrs[n++] = (struct results_attr){"argv", e->setup->argv};
-    attrs[n++] = (struct results_attr){"job", e->yaml};
+    attrs[n++] = (struct results_attr){"job_yaml", e->yaml};
     attrs[n++] = (struct results_attr){"hosts", e->hosts};
     attrs[n++] = (struct results_attr){"isa", e->kernels.name};
     attrs[n++] = (struct results_attr){"transport", e->transports};
@@ -261,12 +262,12 @@ enum status finish_snapshot(void *engine)
     return st;
 }
 
-static enum status end_attempt(struct engine *e)
+static enum status end_attempt(struct engine *e, const char *outcome)
 {
     struct attempt_row a;
     memset(&a, 0, sizeof a);
     clock_utc(a.end_utc);
-    snprintf(a.outcome, sizeof a.outcome, "complete");
+    snprintf(a.outcome, sizeof a.outcome, "%s", outcome);
     a.wall_s = rank_now(&e->rank);
     a.gpu_s = a.wall_s * e->world_size;
     a.requests_finished = journal_finished(e->journal);
@@ -279,8 +280,7 @@ static enum status write_results(struct engine *e)
 {
     TRY(journal_expert_load(e->journal, e->cfg->layers, e->cfg->experts,
                             router_expert_load(e->rank.router)));
-    TRY(journal_places(e));
-    TRY(end_attempt(e));
+    TRY(end_attempt(e, "complete"));
     TRY(journal_sync(e->journal));
     struct summary *summary = malloc(sizeof *summary);
     if (!summary) return error_set(ERR_RESOURCE, "no memory for the summary");
@@ -301,6 +301,17 @@ enum status finish_job(struct engine *e)
     TRY(poll_until(e, all_reported));
     TRY(router_close_trace(e->rank.router));
     return write_results(e);
+}
+
+enum status finish_partial(struct engine *e)
+{
+    if (e->world_rank != 0 || !e->journal || !e->rank.router) return OK;
+    TRY(end_attempt(e, "interrupted"));
+    TRY(journal_sync(e->journal));
+    TRY(finish_snapshot(e));
+    log_info("%lld finished requests are kept in %s", (long long)journal_finished(e->journal),
+             e->job.results);
+    return OK;
 }
 
 void finish_free(struct engine *e)

@@ -317,8 +317,6 @@ static enum status answer(struct router *r, const void *data)
         .logprobs = logprobs,
         .prompt_logprobs = w.p.prompt_logprobs ? (const float *)(const void *)at : 0,
     };
-    r->prefill_tokens += w.p.n_prompt - w.f.cached_tokens;
-    r->decode_tokens += w.n_out;
     progress_generated(&r->progress, w.n_out);
     f->used = false;
     f->next_free = r->free_flight;
@@ -334,6 +332,7 @@ static enum status step_message(struct router *r, const void *data)
     struct step_row row;
     memcpy(&kind, data, sizeof kind);
     memcpy(&row, (const char *)data + sizeof kind, sizeof row);
+    *(kind ? &r->decode_tokens : &r->prefill_tokens) += row.tokens;
     return journal_step(r->s.journal, kind ? STEP_DECODE : STEP_PREFILL, &row);
 }
 
@@ -394,6 +393,9 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
         break;
     case CTL_DONE: st = answer(r, data); break;
     case CTL_STEP: st = step_message(r, data); break;
+    case CTL_PLACES:
+        st = journal_placement(r->s.journal, data, bytes / sizeof(struct placement_row));
+        break;
     case CTL_STATS: st = stats_message(r, data, bytes); break;
     case CTL_TRACE: st = trace_message(r, from, data, bytes); break;
     case CTL_ERROR: st = error_message(data); break;

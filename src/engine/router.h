@@ -51,6 +51,7 @@ const int64_t *router_expert_load(const struct router *r);
 enum status router_failure(const struct router *r);
 /* Longest custom_id so far, bytes. */
 int router_id_bytes(const struct router *r);
+/* Tokens computed in all steps so far. */
 int64_t router_prefill_tokens(const struct router *r);
 int64_t router_decode_tokens(const struct router *r);
 

@@ -121,7 +121,10 @@ enum status engine_run(const struct engine_setup *setup)
     } else if (st == OK) {
         st = rank_loop(&e->rank);
         if (st == OK) st = finish_job(e);
-        if (st != OK && st != ERR_INVALID) st = spread_failure(e, st);
+        if (st != OK && st != ERR_INVALID) {
+            st = spread_failure(e, st);
+            (void)finish_partial(e);
+        }
     }
     if (st == OK || st == ERR_INVALID) {
         if (!setup->dump_config) meet();

@@ -47,6 +47,8 @@ enum status start_files(struct engine *e);    /* rank 0: journal, router */
 
 /* finish.c */
 enum status finish_job(struct engine *e);     /* figures, results file, table */
+/* After a failure, rank 0: what has finished is kept in journal and results file. */
+enum status finish_partial(struct engine *e);
 enum status finish_snapshot(void *engine);    /* a partial results file as of now */
 void finish_free(struct engine *e);
 
