@@ -52,6 +52,8 @@ static const struct test_case cases[] = {
     {"many-tokens", DT_E4M3, DT_BF16, DT_F32, 16, 8, 4, 4, 64, 4000, ANY, 3, 1.2, 1, 2, 0},
     {"races-normal", DT_BF16, DT_BF16, DT_F32, 16, 8, 2, 1, 32, 24, RAGGED, 1, 0.3, 1, 150, 300},
     {"races-lowlat", DT_BF16, DT_BF16, DT_F32, 16, 8, 2, 1, 32, 24, RAGGED, 2, 2, 1, 300, 300},
+    {"quick-normal", DT_BF16, DT_BF16, DT_F32, 8, 0, 2, 1, 8, 8, ANY, 1, 2, 1, 1500, 0},
+    {"quick-mixed", DT_E4M3, DT_F32, DT_F32, 8, 8, 2, 1, 8, 8, EMPTY, 3, 0.5, 1, 1500, 0},
     {"races-mixed", DT_E4M3, DT_BF16, DT_F32, 16, 8, 2, 4, 40, 24, EMPTY, 3, 0.5, 1, 200, 300},
 };
 enum { CASES = (int)(sizeof cases / sizeof *cases) };
