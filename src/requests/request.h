@@ -1,7 +1,8 @@
 /* request.h - one request of a token file, checked, with every default filled in.
  *
  * A request that cannot run is a result, not an error of the job: `error` then says why and what
- * to do, and the other fields hold what could be read (custom_id, and n_tokens if it was reached).
+ * to do, and of the other fields only custom_id and n_tokens mean something, as far as they could
+ * be read (tokens itself may then be shorter than n_tokens).
  * The request owns its tokens; the same struct can be filled again and again (its buffer grows).
  */
 #ifndef REQUESTS_REQUEST_H

@@ -1,9 +1,9 @@
 /* token_file.h - reads requests from a token file: JSONL in OpenAI batch form, or HDF5.
  *
- * token_file_open passes once over the file and keeps 20 bytes a request (29 while it looks for
- * duplicate custom_ids), so a million requests cost 20 MB; token_file_get parses one request when
- * it is needed, in any order. Reading is plain pread: one thread at a time, no MPI. Rank 0 owns the
- * file.
+ * token_file_open passes once over the file and keeps 16 bytes a request (at most 36 while it
+ * looks for duplicate custom_ids), so a million requests cost 16 MB; token_file_get parses one
+ * request when it is needed, in any order. Reading is plain pread: one thread at a time, no MPI.
+ * Rank 0 owns the file.
  *
  * JSONL: {"custom_id", "method": "POST", "url": "/v1/completions", "body": {"prompt": [ids], ...}}
  * a line; blank lines are skipped. HDF5: /tokens (int32, flat), /offsets (int64, requests + 1) and
@@ -35,8 +35,9 @@ int64_t token_file_count(const struct token_file *tf);
  * Fails only when the file can no longer be read or memory is short. */
 enum status token_file_get(struct token_file *tf, int64_t i, struct request *out);
 
-/* Bytes held for the index. */
+/* Bytes held for the index, now and at most while the file was opened. */
 size_t token_file_bytes(const struct token_file *tf);
+size_t token_file_peak_bytes(const struct token_file *tf);
 
 void token_file_close(struct token_file *tf);
 
