@@ -17,6 +17,7 @@
 #define WORKED_US 200     /* so long between two naps means that work was done in between */
 
 static atomic_long yield_limit_us; /* 0: off; process-wide, as are the functions replaced */
+static atomic_bool held;           /* sched_yield neither naps nor yields */
 
 struct backoff {
     int64_t woke_us;
@@ -56,8 +57,14 @@ void nap_enable(double ranks_per_core)
     atomic_store(&yield_limit_us, ranks_per_core > 1 ? (long)limit : 0);
 }
 
+void nap_hold(bool hold)
+{
+    atomic_store(&held, hold && atomic_load(&yield_limit_us));
+}
+
 int sched_yield(void)
 {
+    if (atomic_load_explicit(&held, memory_order_relaxed)) return 0;
     long limit = atomic_load_explicit(&yield_limit_us, memory_order_relaxed);
     if (!limit) return (int)syscall(SYS_sched_yield);
     back_off(&yielding, YIELD_FIRST_US, limit);

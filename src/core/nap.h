@@ -12,7 +12,13 @@
 #ifndef CORE_NAP_H
 #define CORE_NAP_H
 
+#include <stdbool.h>
+
 /* ranks_per_core > 1: idle loops sleep, longer the more ranks share a core; else they do not. */
 void nap_enable(double ranks_per_core);
+
+/* Between the start and the end of a job every MPI call is a poll that must return at once, and the
+ * program's own waits sleep: naps in the library's progress loop would only delay both. */
+void nap_hold(bool hold);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/nap.h"
 #include "engine/start.h"
 
 #include <stdio.h>
@@ -119,8 +120,10 @@ enum status engine_run(const struct engine_setup *setup)
     if (st == OK && setup->dump_config) {
         if (e->world_rank == 0) job_dump(&e->job, false, stdout);
     } else if (st == OK) {
+        nap_hold(true);
         st = rank_loop(&e->rank);
         if (st == OK) st = finish_job(e);
+        nap_hold(false);
         if (st != OK && st != ERR_INVALID) {
             st = spread_failure(e, st);
             (void)finish_partial(e);
