@@ -82,29 +82,46 @@ static enum status open_files(struct checkpoint *ck, const char *const *names, i
     return OK;
 }
 
+/* All views in one array, file after file. */
+static enum status gather_tensors(struct checkpoint *ck)
+{
+    if (ck->files == 1) { /* the usual small model: nothing to copy */
+        ck->tensor = ck->file[0].tensor;
+        ck->file[0].tensor = NULL;
+        return OK;
+    }
+    ck->tensor = calloc((size_t)ck->tensors + 1, sizeof *ck->tensor);
+    if (!ck->tensor) return no_memory(ck->dir);
+    struct tensor_view *to = ck->tensor;
+    for (int f = 0; f < ck->files; f++) {
+        memcpy(to, ck->file[f].tensor, (size_t)ck->file[f].count * sizeof *to);
+        to += ck->file[f].count;
+        free(ck->file[f].tensor);
+        ck->file[f].tensor = NULL;
+    }
+    return OK;
+}
+
 /* Open addressing, at most half full; a slot holds 1 + index into ck->tensor. */
 static enum status build_table(struct checkpoint *ck)
 {
     size_t slots = 16;
+    TRY(gather_tensors(ck));
     while (slots < 2 * (size_t)ck->tensors) slots *= 2;
-    ck->tensor = calloc((size_t)ck->tensors + 1, sizeof *ck->tensor);
-    ck->slot = calloc(slots, sizeof *ck->slot);
-    if (!ck->tensor || !ck->slot) return no_memory(ck->dir);
+    uint32_t *slot = calloc(slots, sizeof *slot);
+    if (!slot) return no_memory(ck->dir);
+    ck->slot = slot;
     ck->slot_mask = slots - 1;
-    int n = 0;
-    for (int f = 0; f < ck->files; f++) {
-        for (int i = 0; i < ck->file[f].count; i++, n++) {
-            const struct tensor_view *t = &ck->file[f].tensor[i];
-            size_t h = hash64(t->name, strlen(t->name), 0) & ck->slot_mask;
-            for (; ck->slot[h]; h = (h + 1) & ck->slot_mask) {
-                const struct tensor_view *other = ck->tensor[ck->slot[h] - 1];
-                if (strcmp(other->name, t->name) == 0)
-                    return error_set(ERR_INPUT, "%s: tensor %s is also in %s", t->file, t->name,
-                                     other->file);
-            }
-            ck->tensor[n] = t;
-            ck->slot[h] = (uint32_t)n + 1;
+    for (int n = 0; n < ck->tensors; n++) {
+        const struct tensor_view *t = &ck->tensor[n];
+        size_t h = hash64(t->name, strlen(t->name), 0) & ck->slot_mask;
+        for (; slot[h]; h = (h + 1) & ck->slot_mask) {
+            const struct tensor_view *other = &ck->tensor[slot[h] - 1];
+            if (strcmp(other->name, t->name) == 0)
+                return error_set(ERR_INPUT, "%s: tensor %s is also in %s", t->file, t->name,
+                                 other->file);
         }
+        slot[h] = (uint32_t)n + 1;
     }
     return OK;
 }
@@ -206,7 +223,7 @@ void checkpoint_close(struct checkpoint *ck)
     for (int i = 0; i < ck->files; i++) safetensors_close(&ck->file[i]);
     free(ck->file);
     free(ck->tensor);
-    free(ck->slot);
+    if (!ck->packed) free((void *)(uintptr_t)ck->slot);
     free(ck->dir);
     free(ck);
 }
@@ -228,7 +245,7 @@ int checkpoint_tensor_count(const struct checkpoint *ck)
 
 const struct tensor_view *checkpoint_tensor_at(const struct checkpoint *ck, int i)
 {
-    return ck->tensor[i];
+    return &ck->tensor[i];
 }
 
 int checkpoint_file_count(const struct checkpoint *ck)
@@ -240,7 +257,7 @@ const struct tensor_view *checkpoint_find(const struct checkpoint *ck, const cha
 {
     size_t h = hash64(name, strlen(name), 0) & ck->slot_mask;
     for (; ck->slot[h]; h = (h + 1) & ck->slot_mask) {
-        const struct tensor_view *t = ck->tensor[ck->slot[h] - 1];
+        const struct tensor_view *t = &ck->tensor[ck->slot[h] - 1];
         if (strcmp(t->name, name) == 0) return t;
     }
     return NULL;

@@ -27,6 +27,17 @@ bool checkpoint_has_weights(const char *dir);
 enum status checkpoint_open(const char *dir, struct checkpoint **ck);
 void checkpoint_close(struct checkpoint *ck); /* NULL is fine */
 
+/* A relocatable copy of what checkpoint_open found, so that one process of a host reads the headers
+ * and the others only look at its copy: no pointers inside, any process of this same program may
+ * map it anywhere. malloc'ed; the caller frees *blob. */
+enum status checkpoint_pack(const struct checkpoint *ck, void **blob, size_t *bytes);
+
+/* A working checkpoint from such a copy; reads no header, maps the files itself. Borrows the blob
+ * (8-byte aligned, e.g. in shared memory): it must stay, unchanged, until checkpoint_close. Files
+ * that are gone or have another size than when they were opened: ERR_INPUT. A blob that is cut,
+ * overwritten or another version's: ERR_BUG. */
+enum status checkpoint_unpack(const void *blob, size_t bytes, struct checkpoint **ck);
+
 /* Every required tensor: there, shape, type, FP8 scales. Tensors of layers beyond
  * num_hidden_layers and unknown extras are ignored. */
 enum status checkpoint_validate(const struct checkpoint *ck);

@@ -141,7 +141,7 @@ enum status checkpoint_fingerprint(const struct checkpoint *ck, struct hash128 *
     if (st != OK) goto done;
     h = hash128(text, bytes, h);
     for (int i = 0; i < ck->files; i++) h = hash128(ck->file[i].map, ck->file[i].header_bytes, h);
-    memcpy(sorted, ck->tensor, (size_t)ck->tensors * sizeof *sorted);
+    for (int i = 0; i < ck->tensors; i++) sorted[i] = &ck->tensor[i];
     qsort(sorted, (size_t)ck->tensors, sizeof *sorted, by_name);
     for (int i = 0; i < ck->tensors; i++) {
         size_t n = sorted[i]->bytes < SAMPLE_BYTES ? sorted[i]->bytes : SAMPLE_BYTES;

@@ -193,25 +193,39 @@ static enum status parse_header(struct safetensors *st)
     return s;
 }
 
+/* On failure *st is closed. */
+static enum status parse_mapped(struct safetensors *st)
+{
+    enum status status = parse_header(st);
+    if (status != OK) safetensors_close(st);
+    return status;
+}
+
 enum status safetensors_parse(const char *path, const void *map, size_t bytes,
                               struct safetensors *st)
 {
     struct safetensors s = {.map = map, .map_bytes = bytes};
     s.path = strdup(path);
     if (!s.path) return error_set(ERR_RESOURCE, "%s: no memory", path);
-    enum status status = parse_header(&s);
-    if (status != OK) {
-        safetensors_close(&s);
-        return status;
-    }
+    TRY(parse_mapped(&s));
     *st = s;
     return OK;
 }
 
 enum status safetensors_open(const char *path, struct safetensors *st)
 {
+    struct safetensors s;
+    TRY(safetensors_map(path, &s));
+    TRY(parse_mapped(&s));
+    *st = s;
+    return OK;
+}
+
+enum status safetensors_map(const char *path, struct safetensors *st)
+{
     enum status status = OK;
     struct stat sb;
+    struct safetensors s = {.mapped = true};
     void *map = MAP_FAILED;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return error_set(ERR_INPUT, "%s: cannot open: %s", path, strerror(errno));
@@ -230,11 +244,15 @@ enum status safetensors_open(const char *path, struct safetensors *st)
                            (long long)sb.st_size, strerror(errno));
         goto done;
     }
-    status = safetensors_parse(path, map, (size_t)sb.st_size, st);
-    if (status == OK)
-        st->mapped = true;
-    else
-        munmap(map, (size_t)sb.st_size);
+    s.map = map;
+    s.map_bytes = (size_t)sb.st_size;
+    s.path = strdup(path);
+    if (s.path) {
+        *st = s;
+    } else {
+        munmap(map, s.map_bytes);
+        status = error_set(ERR_RESOURCE, "%s: no memory", path);
+    }
 done:
     close(fd);
     return status;

@@ -51,6 +51,9 @@ struct safetensors {
     bool mapped;                /* map is ours to unmap */
 };
 
+/* Maps a file of at least 8 bytes and looks no further: no tensors, header_bytes 0. */
+enum status safetensors_map(const char *path, struct safetensors *st);
+
 /* Maps and checks a file. */
 enum status safetensors_open(const char *path, struct safetensors *st);
 
