@@ -112,9 +112,11 @@ enum status start_files(struct engine *e)
 {
     gather_hosts(e);
     gather_transports(e);
-    /* The job's clock starts here; barriers return within microseconds of each other. */
+    /* The job's clock starts here. Ranks of a host have one clock and so one origin; between hosts
+     * it is as good as a barrier. */
     MPI_Barrier(MPI_COMM_WORLD);
     e->rank.t0 = clock_now_s();
+    MPI_Bcast(&e->rank.t0, 1, MPI_DOUBLE, 0, e->node.comm);
     return agree(MPI_COMM_WORLD, e->world_rank == 0 ? open_files(e) : OK);
 }
 

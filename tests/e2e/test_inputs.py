@@ -54,7 +54,7 @@ def test_command_line(jobs, args, message):
     ({"kv": {"pages_per_rank": 1000000000}}, 1, 4, ["memory"]),
 ])
 def test_refused_before_the_start(jobs, keys, ranks, code, message):
-    job = jobs.job([GOOD], **keys)
+    job = {**jobs.job([GOOD]), **keys}
     run = jobs.run(ranks, job, timeout=60).failed(code, *message)
     assert not run.h5.exists()
 
@@ -66,10 +66,9 @@ def test_one_message_from_many_ranks(jobs):
 
 def test_existing_results(jobs):
     job = jobs.job([GOOD])
-    jobs.run(1, job).ok()
-    first = jobs.run(1, job).failed(3, "pass --force", job["results"])
-    before = first.h5.read_bytes()
-    assert before == first.h5.read_bytes()
+    before = jobs.run(1, job).ok().h5.read_bytes()
+    refused = jobs.run(1, job).failed(3, "pass --force", job["results"])
+    assert before == refused.h5.read_bytes()
     jobs.run(1, job, "--force").ok()
 
 

@@ -233,4 +233,4 @@ def test_stop_token_is_kept(jobs):
 
 def test_version_names_the_libraries():
     code, out, _ = moebatch("--version")
-    assert code == 0 and "HDF5" in out
+    assert code == 0 and "hdf5" in out
