@@ -2,10 +2,13 @@
  *
  * Layout: 8 bytes little-endian header length, that many bytes of JSON
  * {"name": {"dtype": "BF16", "shape": [n, k], "data_offsets": [begin, end]}, ...}, then data.
+ * Good headers in the usual form are read by safetensors_scan.c; the JSON parser here takes all
+ * others and decides every error.
  */
 #include "checkpoint/safetensors.h"
 
 #include "checkpoint/json_field.h"
+#include "checkpoint/safetensors_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -166,11 +169,19 @@ static enum status parse_tensors(struct safetensors *st, json_t *root)
         at += strlen(name) + 1;
         st->count++;
     }
-    qsort(st->tensor, (size_t)st->count, sizeof *st->tensor, by_offset);
+    return OK;
+}
+
+/* Ascending by offset, without overlap. Writers mostly list tensors in the order of their data. */
+static enum status order_tensors(struct safetensors *st)
+{
+    int i = 1;
+    while (i < st->count && by_offset(&st->tensor[i - 1], &st->tensor[i]) <= 0) i++;
+    if (i < st->count) qsort(st->tensor, (size_t)st->count, sizeof *st->tensor, by_offset);
     return check_overlap(st);
 }
 
-static enum status parse_header(struct safetensors *st)
+static enum status check_length(struct safetensors *st)
 {
     uint64_t len = 0;
     if (st->map_bytes < 8)
@@ -186,37 +197,56 @@ static enum status parse_header(struct safetensors *st)
                          "%s: header length is %llu, expected at most %zu (the file is truncated)",
                          st->path, (unsigned long long)len, st->map_bytes - 8);
     st->header_bytes = 8 + (size_t)len;
+    return OK;
+}
+
+static enum status parse_json(struct safetensors *st)
+{
     json_t *root = NULL;
-    TRY(json_parse_object(st->path, (const char *)st->map + 8, (size_t)len, &root));
+    TRY(json_parse_object(st->path, (const char *)st->map + 8, st->header_bytes - 8, &root));
     enum status s = parse_tensors(st, root);
     json_decref(root);
     return s;
 }
 
 /* On failure *st is closed. */
-static enum status parse_mapped(struct safetensors *st)
+static enum status parse_mapped(struct safetensors *st, bool scan)
 {
-    enum status status = parse_header(st);
+    enum status status = check_length(st);
+    if (status == OK && !(scan && safetensors_scan(st))) status = parse_json(st);
+    if (status == OK) status = order_tensors(st);
     if (status != OK) safetensors_close(st);
     return status;
+}
+
+static enum status parse_memory(const char *path, const void *map, size_t bytes, bool scan,
+                                struct safetensors *st)
+{
+    struct safetensors s = {.map = map, .map_bytes = bytes};
+    s.path = strdup(path);
+    if (!s.path) return error_set(ERR_RESOURCE, "%s: no memory", path);
+    TRY(parse_mapped(&s, scan));
+    *st = s;
+    return OK;
 }
 
 enum status safetensors_parse(const char *path, const void *map, size_t bytes,
                               struct safetensors *st)
 {
-    struct safetensors s = {.map = map, .map_bytes = bytes};
-    s.path = strdup(path);
-    if (!s.path) return error_set(ERR_RESOURCE, "%s: no memory", path);
-    TRY(parse_mapped(&s));
-    *st = s;
-    return OK;
+    return parse_memory(path, map, bytes, true, st);
+}
+
+enum status safetensors_parse_json(const char *path, const void *map, size_t bytes,
+                                   struct safetensors *st)
+{
+    return parse_memory(path, map, bytes, false, st);
 }
 
 enum status safetensors_open(const char *path, struct safetensors *st)
 {
     struct safetensors s;
     TRY(safetensors_map(path, &s));
-    TRY(parse_mapped(&s));
+    TRY(parse_mapped(&s, true));
     *st = s;
     return OK;
 }

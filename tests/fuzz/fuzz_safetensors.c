@@ -1,12 +1,14 @@
 /* links: core checkpoint */
 /* fuzz_safetensors.c - a weight file of any bytes is refused with a message or yields views that
- * lie inside it and apart from each other.
+ * lie inside it and apart from each other; the quick scan and the JSON parser agree.
  *
- * make fuzz  * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py * clang, libFuzzer: make fuzz-safetensors; seeds: tests/fuzz/seeds_checkpoint.py build/fuzz/safetensors CORPUS SEEDS; seeds: tests/fuzz/seeds_checkpoint.py
+ * clang, libFuzzer: make fuzz; build/fuzz/safetensors CORPUS SEEDS
+ * Seeds: tests/fuzz/seeds_checkpoint.py
  */
 #include "checkpoint/safetensors.h"
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +16,27 @@
 static void require(int ok)
 {
     if (!ok) abort();
+}
+
+/* The quick scan and the JSON parser must give the same tensors, or the same message. */
+static void require_same(const uint8_t *image, size_t size, enum status s,
+                         const struct safetensors *a)
+{
+    struct safetensors b;
+    char *text = strdup(error_text());
+    error_clear();
+    require(safetensors_parse_json("fuzz", image, size, &b) == s);
+    require(strcmp(text, error_text()) == 0);
+    free(text);
+    if (s != OK) return;
+    require(a->count == b.count);
+    for (int i = 0; i < b.count; i++) {
+        const struct tensor_view *x = &a->tensor[i], *y = &b.tensor[i];
+        require(strcmp(x->name, y->name) == 0 && x->dtype == y->dtype && x->rank == y->rank);
+        require(memcmp(x->shape, y->shape, sizeof x->shape) == 0);
+        require(x->data == y->data && x->bytes == y->bytes);
+    }
+    safetensors_close(&b);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -24,8 +47,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t *image = malloc(size ? size : 1);
     memcpy(image, data, size);
     enum status s = safetensors_parse("fuzz", image, size, &st);
+    require(s == OK || (s == ERR_INPUT && *error_text()));
+    require_same(image, size, s, &st);
     if (s != OK) {
-        require(s == ERR_INPUT && *error_text());
         free(image);
         return 0;
     }

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors_internal.h"
 #include "checkpoint/synth.h"
 #include "checkpoint/writer.h"
 
@@ -103,6 +104,77 @@ static void test_bad_headers(void **state)
     error_clear();
     assert_int_equal(safetensors_parse("f", "1234", 4, &st), ERR_INPUT);
     assert_non_null(strstr(error_text(), "f: 4 bytes, expected at least 8"));
+}
+
+static void expect_same_tensors(const struct safetensors *a, const struct safetensors *b)
+{
+    assert_int_equal(a->count, b->count);
+    for (int i = 0; i < a->count; i++) {
+        const struct tensor_view *x = &a->tensor[i], *y = &b->tensor[i];
+        assert_string_equal(x->name, y->name);
+        assert_int_equal(x->dtype, y->dtype);
+        assert_int_equal(x->rank, y->rank);
+        assert_memory_equal(x->shape, y->shape, sizeof x->shape);
+        assert_ptr_equal(x->data, y->data);
+        assert_int_equal(x->bytes, y->bytes);
+    }
+}
+
+/* The scan takes the usual form, leaves everything else to the parser, and never disagrees. */
+static void test_scan(void **state)
+{
+    static const struct {
+        const char *header;
+        bool scanned;
+    } cases[] = {
+        {"{}", true},
+        {" { } \n", true},
+        {"{\"__metadata__\":{\"format\":\"pt\",\"q\":\"\\u00e9 \\\"\"},"
+         T("a", "F32", "[2]", "0", "8") "}", true},
+        {"{\"__metadata__\": {} }", true},
+        {"{" T("b", "BF16", "[2,3]", "8", "20") " , " T("a", "F32", "[ 2 ]", " 0 ", "8") "}  ",
+         true},
+        {"{" T("", "U8", "[]", "0", "1") "," T("e", "F8_E4M3", "[0,4,7,1]", "3", "3") "}", true},
+        {"{\"a\":{\"shape\":[2],\"dtype\":\"F32\",\"data_offsets\":[0,8]}}", false},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8],\"x\":1}}", false},
+        {"{" T("\xc3\xa9", "U8", "[1]", "0", "1") "}", false},
+        {"{" T("a\\nb", "U8", "[1]", "0", "1") "}", false},
+        {"{" T("a", "U8", "[1]", "0", "1") ",\"__metadata__\":{}}", false},
+        {"{" T("a", "F32", "[2]", "0", "8") "," T("a", "F32", "[2]", "8", "16") "}", false},
+        {"{" T("a", "F32", "[02]", "0", "8") "}", false},
+        {"{" T("a", "F32", "[2.0]", "0", "8") "}", false},
+        {"{" T("a", "F32", "[2,]", "0", "8") "}", false},
+        {"{" T("a", "F32", "[2]", "0", "8") ",}", false},
+        {"{" T("a", "F32", "[2]", "0", "8") "} {", false},
+        {"{" T("a", "F32", "[2]", "-0", "8") "}", false},
+        {"{" T("a", "U8", "[9999999999999999999,0]", "0", "0") "}", false},
+        {"{" T("a", "F32", "[2]", "24", "32") "}", false}, /* beyond the data */
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t image[512] = {0};
+        size_t n = strlen(cases[i].header), bytes = 8 + n + 28;
+        image[0] = (uint8_t)n;
+        image[1] = (uint8_t)(n >> 8);
+        memcpy(image + 8, cases[i].header, n);
+        struct safetensors s = {.path = (char[]){"f"}, .map = image, .map_bytes = bytes,
+                                .header_bytes = 8 + n}, a, b;
+        if (safetensors_scan(&s) != cases[i].scanned) fail_msg("scanned: %s", cases[i].header);
+        free(s.tensor);
+        free(s.names);
+        error_clear();
+        enum status sa = safetensors_parse("f", image, bytes, &a);
+        char *text = strdup(error_text());
+        error_clear();
+        enum status sb = safetensors_parse_json("f", image, bytes, &b);
+        assert_int_equal(sa, sb);
+        assert_string_equal(text, error_text());
+        free(text);
+        if (sa != OK) continue;
+        expect_same_tensors(&a, &b);
+        safetensors_close(&a);
+        safetensors_close(&b);
+    }
 }
 
 /* A small V3: dense layer 0, MoE layer 1. */
@@ -366,8 +438,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good_header), cmocka_unit_test(test_bad_headers),
-        cmocka_unit_test(test_directories), cmocka_unit_test(test_duplicate),
-        cmocka_unit_test(test_validate),
+        cmocka_unit_test(test_scan), cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_duplicate), cmocka_unit_test(test_validate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
