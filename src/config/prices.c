@@ -30,10 +30,12 @@ enum status prices_read(const char *path, struct account_prices *out)
 {
     struct account_prices p = {NOT_GIVEN, NOT_GIVEN, NOT_GIVEN, NOT_GIVEN};
     TRY(options_read(&table, path, &p));
-    for (int i = 0; i < table.n; i++)
-        if (*(const double *)((const char *)&p + table.options[i].offset) < 0)
+    for (int i = 0; i < table.n; i++) {
+        const void *price = (const char *)&p + table.options[i].offset;
+        if (*(const double *)price < 0)
             return error_set(ERR_INPUT, "%s: %s is missing, expected a price in %s", path,
                              table.options[i].key, table.options[i].unit);
+    }
     *out = p;
     return OK;
 }

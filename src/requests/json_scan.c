@@ -112,7 +112,7 @@ bool json_ints(struct json_slice s, struct json_ints *out)
         more = i < s.n && s.at[i] == ',';
         if (more) i = skip_blanks(s, i + 1);
     }
-    for (int level = 0; level <= nested; level++) {
+    for (int open = nested ? 2 : 1; open > 0; open--) {
         if (i >= s.n || s.at[i] != ']') return false;
         i = skip_blanks(s, i + 1);
     }

@@ -224,8 +224,8 @@ static void test_dump_round_trip(void **state)
         HEAD,
         HEAD "mixed: {ep: 3}\nsampling: {temperature: 0.1, top_p: 0.3333333333333333}\n",
         HEAD "prefill: {units: 3}\ndecode: {redundant_experts: 5, overlap: false}\nisa: amx\n",
-        "model: \"null\"\ntokens: \"a: b # c\"\nresults: \"é\\t\\\"\\\\ 'x'\"\ntrace: \"12\"\n"
-        "responses: ' lead'\nexperts: {load: \"-x\"}\nwatchdog_s: 1e-3\nforce: true\n",
+        ("model: \"null\"\ntokens: \"a: b # c\"\nresults: \"é\\t\\\"\\\\ 'x'\"\ntrace: \"12\"\n"
+        "responses: ' lead'\nexperts: {load: \"-x\"}\nwatchdog_s: 1e-3\nforce: true\n"),
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         for (int docs = 0; docs < 2; docs++) {
