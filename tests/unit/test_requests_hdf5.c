@@ -64,8 +64,8 @@ static void test_plain(void **state)
     assert_int_equal(token_file_open(path, &defaults, &limits, &tf), OK);
     assert_int_equal(token_file_count(tf), 5);
     static const char *errors[] = {"", "the prompt is empty: give it at least one token",
-                                   "prompt token 3 is 100, expected 0 to 99: tokenise with this "
-                                   "model's tokenizer (scripts/tokenize.py)",
+                                   ("prompt token 3 is 100, expected 0 to 99: tokenise with this "
+                                    "model's tokenizer (scripts/tokenize.py)"),
                                    "offsets 7 to 6 are not inside the 8 tokens",
                                    "offsets 6 to 99 are not inside the 8 tokens"};
     for (int i = 4; i >= 0; i--) {
