@@ -55,7 +55,6 @@ static enum status make_room(struct rank *r, bool *made)
     while (victim--) s = s->next;
     sequence_remove(&r->active, s);
     TRY(rank_swap_out(r, s));
-    r->stats.swaps++;
     /* Oldest first: the place behind all older ones. */
     struct sequence_list rest;
     sequence_list_init(&rest);
@@ -95,7 +94,6 @@ static enum status secure_pages(struct rank *r)
             sequence_remove(&r->waiting, w);
             TRY(rank_swap_out(r, w));
             sequence_push(&r->swapped, w);
-            r->stats.swaps++;
         } else {
             TRY(make_room(r, &made));
         }

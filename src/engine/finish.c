@@ -144,6 +144,7 @@ static void fill_rank_row(const struct engine *e, struct rank_row *row)
     row->attn_work = r->model.attn_work;
     row->kv_pages = r->pool.pages;
     row->kv_pages_peak = r->stats.kv_pages_peak;
+    row->moved_out = r->stats.swaps;
     row->expert_rows = r->model.expert_rows;
     row->memory_bytes = (int64_t)(r->weights.private_bytes +
                                   (size_t)r->pool.pages * r->page_layer_bytes *
@@ -345,4 +346,6 @@ void finish_free(struct engine *e)
         r->lane.dev->free(r->lane.dev, e->cache);
     }
     checkpoint_close(e->ck);
+    node_unshare(&e->weights);
+    node_unshare(&e->listing);
 }

@@ -83,7 +83,7 @@ static enum status pack(struct engine *e)
         return error_set(ERR_RESOURCE, "no memory for %zu bytes of experts",
                          r->weights.private_bytes);
     }
-    weights_attach(&r->weights, e->node.base, e->expert_memory);
+    weights_attach(&r->weights, e->weights.base, e->expert_memory);
     int threads = r->lane.threads;
     enum status st = weights_pack_shared(&r->weights, e->node.rank, e->node.size, threads);
     if (st == OK && model_config_moe_layers(e->cfg))
@@ -96,7 +96,9 @@ enum status start_weights(struct engine *e)
 {
     double begin = clock_now_s();
     TRY(agree(MPI_COMM_WORLD, place_experts(e)));
-    TRY(node_share(&e->node, e->rank.weights.shared_bytes + 64));
+    enum status st = node_share(&e->node, "the packed weights",
+                                e->rank.weights.shared_bytes + 64, &e->weights);
+    TRY(agree(MPI_COMM_WORLD, st));
     TRY(agree(MPI_COMM_WORLD, pack(e)));
     MPI_Barrier(e->node.comm);
     unsigned long long read = e->rank.weights.bytes_read, sum = 0;

@@ -29,7 +29,7 @@ enum status node_create(MPI_Comm world, struct node *n)
 
 /* The first rank makes and sizes the file; its pages are reserved at once, so that a full
  * /dev/shm is an error here and not a SIGBUS later. */
-static enum status make_region(const char *name, size_t bytes, int *fd)
+static enum status make_region(const char *name, const char *what, size_t bytes, int *fd)
 {
     *fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
     if (*fd < 0)
@@ -41,45 +41,55 @@ static enum status make_region(const char *name, size_t bytes, int *fd)
     if (statvfs("/dev/shm", &vfs) == 0)
         free_gib = (double)vfs.f_bavail * (double)vfs.f_frsize / (1 << 30);
     return error_set(ERR_RESOURCE,
-                     "weights shared by the ranks of a host need %.2f GiB in /dev/shm, which has "
+                     "%s, shared by the ranks of a host, needs %.2f GiB in /dev/shm, which has "
                      "%.2f GiB free (%s): enlarge it or free memory",
-                     (double)bytes / (1 << 30), free_gib, strerror(err));
+                     what, (double)bytes / (1 << 30), free_gib, strerror(err));
 }
 
-enum status node_share(struct node *n, size_t bytes)
+enum status node_share(const struct node *n, const char *what, size_t bytes,
+                       struct node_region *out)
 {
-    char name[64] = "";
+    struct {
+        char name[64];
+        unsigned long long bytes;
+    } at = {"", bytes ? bytes : 1};
     int fd = -1;
     enum status st = OK;
+    out->base = 0;
     if (n->rank == 0) {
-        snprintf(name, sizeof name, "/moebatch-%d", (int)getpid());
-        shm_unlink(name);
-        st = make_region(name, bytes, &fd);
+        snprintf(at.name, sizeof at.name, "/moebatch-%d", (int)getpid());
+        shm_unlink(at.name);
+        st = make_region(at.name, what, (size_t)at.bytes, &fd);
     }
-    MPI_Bcast(name, sizeof name, MPI_CHAR, 0, n->comm);
+    MPI_Bcast(&at, (int)sizeof at, MPI_BYTE, 0, n->comm);
+    out->bytes = (size_t)at.bytes;
     st = agree(n->comm, st);
     if (st == OK && n->rank != 0) {
-        fd = shm_open(name, O_RDWR, 0600);
-        if (fd < 0) st = error_set(ERR_RESOURCE, "cannot open shared memory %s", name);
+        fd = shm_open(at.name, O_RDWR, 0600);
+        if (fd < 0) st = error_set(ERR_RESOURCE, "cannot open shared memory %s", at.name);
     }
     if (st == OK) {
-        n->base = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (n->base == MAP_FAILED) {
-            n->base = 0;
-            st = error_set(ERR_RESOURCE, "cannot map %zu bytes of shared memory", bytes);
+        out->base = mmap(0, out->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (out->base == MAP_FAILED) {
+            out->base = 0;
+            st = error_set(ERR_RESOURCE, "cannot map %zu bytes of shared memory", out->bytes);
         }
     }
-    n->bytes = bytes;
     st = agree(n->comm, st);
     if (fd >= 0) close(fd);
-    if (n->rank == 0) shm_unlink(name);
+    if (n->rank == 0) shm_unlink(at.name);
     return st;
+}
+
+void node_unshare(struct node_region *r)
+{
+    if (r->base) munmap(r->base, r->bytes);
+    r->base = 0;
 }
 
 void node_free(struct node *n)
 {
-    if (n->base) munmap(n->base, n->bytes);
-    if (n->comm != MPI_COMM_NULL && n->size) MPI_Comm_free(&n->comm);
+    if (n->size) MPI_Comm_free(&n->comm);
     memset(n, 0, sizeof *n);
 }
 

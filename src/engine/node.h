@@ -16,15 +16,22 @@ struct node {
     int rank, size;     /* within the host */
     int index, count;   /* number of this host in the job; hosts in all */
     int max_size;       /* most ranks on one host */
-    void *base;         /* shared region or NULL */
+};
+
+/* Memory that all ranks of a host map. */
+struct node_region {
+    void *base;
     size_t bytes;
 };
 
 /* Collective over world. */
 enum status node_create(MPI_Comm world, struct node *n);
-/* Collective over the host: a zeroed region of `bytes` bytes that all its ranks map. */
-enum status node_share(struct node *n, size_t bytes);
 void node_free(struct node *n);
+/* Collective over the host: a zeroed region that all its ranks map; the first rank's bytes count.
+ * `what` names it in messages. */
+enum status node_share(const struct node *n, const char *what, size_t bytes,
+                       struct node_region *out);
+void node_unshare(struct node_region *r);
 
 /* Memory that can still be allocated on this host, bytes (MemAvailable). */
 size_t node_available_bytes(void);

@@ -21,11 +21,29 @@ const struct job_role *engine_role(const struct engine *e, enum rank_role role)
 
 /* ---- 1. job, model, inputs ------------------------------------------------------------------ */
 
+/* One rank of a host reads the checkpoint's headers; the others take its list from shared memory. */
+static enum status open_checkpoint(struct engine *e)
+{
+    void *blob = 0;
+    size_t bytes = 0;
+    enum status st = OK;
+    bool first = e->node.rank == 0;
+    if (first) st = checkpoint_open(e->job.model, &e->ck);
+    if (first && st == OK) st = checkpoint_pack(e->ck, &blob, &bytes);
+    st = agree(MPI_COMM_WORLD, st);
+    if (st == OK) st = node_share(&e->node, "the list of tensors", bytes, &e->listing);
+    if (first && st == OK) memcpy(e->listing.base, blob, bytes);
+    free(blob);
+    TRY(agree(MPI_COMM_WORLD, st));
+    MPI_Barrier(e->node.comm);
+    return first ? OK : checkpoint_unpack(e->listing.base, e->listing.bytes, &e->ck);
+}
+
 static enum status open_model(struct engine *e)
 {
-    TRY(checkpoint_open(e->job.model, &e->ck));
+    TRY(agree(MPI_COMM_WORLD, open_checkpoint(e)));
     e->cfg = checkpoint_config(e->ck);
-    /* Every rank reads headers; the thorough check is one rank's work. */
+    /* The thorough check is one rank's work. */
     if (e->world_rank == 0) TRY(checkpoint_validate(e->ck));
     const struct model_config *c = e->cfg;
     return attention_check_dims(c->dim_nope, c->dim_rope, c->dim_v, c->kv_lora);

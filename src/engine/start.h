@@ -18,6 +18,8 @@ struct engine {
     struct job job;                /* resolved */
     int world_rank, world_size;
     struct node node;
+    struct node_region listing;    /* what one rank of the host found in the checkpoint */
+    struct node_region weights;    /* packed replicated weights */
     struct checkpoint *ck;
     const struct model_config *cfg;
     enum isa isa;

@@ -173,6 +173,7 @@ enum status rank_swap_out(struct rank *r, struct sequence *s)
         for (int i = 0; i < s->n_pages; i++)
             memcpy(host_page(r, s, l, i), page_at(r, l, s->pages[i]), r->page_layer_bytes);
     page_pool_unref_all(&r->pool, s->pages, (uint32_t)s->n_pages);
+    r->stats.swaps++;
     return OK;
 }
 
