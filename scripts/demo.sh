@@ -17,13 +17,16 @@ mkdir -p outputs
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 echo "# mpirun -np $ranks $build/moebatch run $job --force"
-OMP_NUM_THREADS=1 scripts/mpirun.sh -np "$ranks" "$build/moebatch" run "$job" --force | tee "$out"
-status=${PIPESTATUS[0]}
-[ "$status" = 0 ] || exit "$status"
+status=0
+OMP_NUM_THREADS=1 scripts/mpirun.sh -np "$ranks" "$build/moebatch" run "$job" --force >"$out" ||
+    status=$?
+if [ "$status" != 0 ]; then
+    cat "$out"
+    exit "$status"
+fi
 
 echo
 python3 scripts/show_text.py --model "$(value model)" --tokens "$(value tokens)" \
     --responses "$(value responses)" --first 4
-echo "# the table once more"
-sed -n '/^# requests: /,$p' "$out"
+cat "$out"
 echo "# HDF5: $(value results)"

@@ -114,7 +114,7 @@ enum status engine_run(const struct engine_setup *setup)
     MPI_Comm_rank(MPI_COMM_WORLD, &e->world_rank);
     MPI_Comm_size(MPI_COMM_WORLD, &e->world_size);
     clock_utc(e->start_utc);
-    log_init(e->world_rank, e->world_rank == 0);
+    log_init(e->world_rank, e->world_rank == 0 && !setup->dump_config);
     enum status st = node_create(MPI_COMM_WORLD, &e->node);
     if (st == OK) st = start(e);
     if (st == OK && setup->dump_config) {
