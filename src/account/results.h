@@ -93,6 +93,7 @@ struct rank_row {
     int64_t prefill_requests, decode_requests;
     double attn_work;    /* (query, key) pairs */
     int64_t kv_pages, kv_pages_peak; /* pool size, most in use at once */
+    int64_t moved_out;   /* times that a request gave up its pages for host memory */
     int64_t expert_rows; /* rows through its routed experts */
     int64_t memory_bytes; /* device memory held at the end */
 };

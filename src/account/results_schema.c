@@ -55,6 +55,7 @@ static const struct column rank_columns[] = {
     F64(struct rank_row, attn_work, "pairs"),
     I64(struct rank_row, kv_pages, "pages"),
     I64(struct rank_row, kv_pages_peak, "pages"),
+    I64(struct rank_row, moved_out, "requests"),
     I64(struct rank_row, expert_rows, "rows"),
     I64(struct rank_row, memory_bytes, "bytes"),
 };

@@ -91,7 +91,8 @@ bool option_parse(const struct option *o, const char *text, bool quoted, void *o
         return true;
     }
     if (o->type == OPTION_CHOICE) return parse_choice(o, text, field);
-    if (quoted) return false;
+    bool word = o->type == OPTION_INT && o->may_auto && !strcmp(text, "auto");
+    if (quoted && !word) return false; /* "auto" is auto, "1" is no number */
     switch (o->type) {
     case OPTION_SECTION: /* only null may stand for a section */
         if (!is_null(text)) return false;

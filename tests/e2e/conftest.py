@@ -102,6 +102,10 @@ def moebatch(*args, ranks=None, timeout=120, cwd=ROOT, env=None):
     return done.returncode, done.stdout, done.stderr
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "production: 176 ranks; takes up to a minute on two cores")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def built():
     if not BINARY.exists():
