@@ -122,7 +122,7 @@ install: all
 	  install -d $(DESTDIR)$(PREFIX)/share/moebatch/$$d && \
 	  install -m 644 $$d/* $(DESTDIR)$(PREFIX)/share/moebatch/$$d/; done
 	install -d $(DESTDIR)$(PREFIX)/share/moebatch/scripts
-	install -m 755 scripts/tokenize.py scripts/show_text.py scripts/lib_*.py \
+	install -m 755 scripts/tokenize.py scripts/show_text.py scripts/lib_tokenize.py scripts/lib_bpe.py \
 	  $(DESTDIR)$(PREFIX)/share/moebatch/scripts/
 
 # libFuzzer targets: make fuzz builds them, build/fuzz/NAME CORPUS runs one.

@@ -3,6 +3,7 @@
 
 #include "core/log.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,7 +50,7 @@ static void bar(struct progress *p, const char *text, double share)
 
 void progress_show(struct progress *p, double now_s, int in_flight)
 {
-    if (now_s < p->next_s && !(p->terminal && p->finished == p->count && p->shown)) return;
+    if (now_s < p->next_s) return;
     p->next_s = now_s + p->every_s;
     double share = p->count ? (double)p->finished / (double)p->count : 1;
     char eta[32] = "ETA ?";
@@ -65,4 +66,11 @@ void progress_show(struct progress *p, double now_s, int in_flight)
         bar(p, text, share);
     else
         log_info("%s", text);
+}
+
+void progress_end(struct progress *p, double now_s)
+{
+    p->next_s = now_s;
+    progress_show(p, now_s, 0);
+    p->next_s = INFINITY;
 }

@@ -19,5 +19,7 @@ void progress_prefilled(struct progress *p, int64_t tokens); /* one prompt is co
 void progress_generated(struct progress *p, int64_t tokens);
 void progress_finished(struct progress *p, bool failed); /* one request has ended */
 void progress_show(struct progress *p, double now_s, int in_flight);
+/* The last state, whenever the one before was shown. */
+void progress_end(struct progress *p, double now_s);
 
 #endif

@@ -436,6 +436,7 @@ static enum status stop_units(struct router *r)
         for (int u = 0; u < role[k]->units; u++, rank += role[k]->ep)
             TRY(ctl_send(r->s.ctl, rank, CTL_STOP, 0, 0));
     r->stopped = true;
+    progress_end(&r->progress, clock_now_s() - r->s.t0);
     return OK;
 }
 
