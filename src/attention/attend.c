@@ -90,12 +90,13 @@ void attend_finish(const struct attend_micro *micro, const struct attend_tile *t
     micro->scale_row(t->dim_v, 1.0f / t->l[r], t->o + r * t->ldo, out);
 }
 
-void attend_units(struct lane *lane, int units,
+void attend_units(struct lane *lane, int units, double madds,
                   void (*unit)(const void *arg, int index, struct lane *poll), const void *arg)
 {
     int threads = lane->threads < ATTEND_MAX_THREADS ? lane->threads : ATTEND_MAX_THREADS;
+    enum { WORTH_THREADS = 1000000 }; /* some 20 us of one core */
     atomic_int left = units;
-#pragma omp parallel num_threads(threads) if (units > 1)
+#pragma omp parallel num_threads(threads) if (units > 1 && madds > WORTH_THREADS)
     {
         struct lane *poll = omp_get_thread_num() == 0 ? lane : 0;
 #pragma omp for schedule(dynamic, 1) nowait

@@ -90,8 +90,9 @@ void attend_finish(const struct attend_micro *micro, const struct attend_tile *t
                    float *out);
 
 /* Calls unit(arg, index, poll) for all indices on the lane's threads, first come first served;
- * poll is the lane on thread 0, else NULL. Thread 0 serves the lane until the last unit ends. */
-void attend_units(struct lane *lane, int units,
+ * poll is the lane on thread 0, else NULL. Thread 0 serves the lane until the last unit ends.
+ * madds: multiply-adds of all units; few are not worth waking the other threads. */
+void attend_units(struct lane *lane, int units, double madds,
                   void (*unit)(const void *arg, int index, struct lane *poll), const void *arg);
 
 /* The two kernels; micro is chosen by the installed wrappers. */

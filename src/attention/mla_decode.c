@@ -180,5 +180,8 @@ void attend_decode(struct lane *lane, const struct mla_decode_args *a,
         return;
     }
     struct job job = {a, micro};
-    attend_units(lane, units, decode_unit, &job);
+    double pairs = 0;
+    for (int i = 0; i < a->m; i++) pairs += (double)a->len[i] * a->heads;
+    double madds = pairs * (2 * a->dim_latent + a->dim_rope);
+    attend_units(lane, units, madds, decode_unit, &job);
 }

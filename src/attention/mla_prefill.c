@@ -57,5 +57,7 @@ void attend_prefill(struct lane *lane, const struct mla_prefill_args *a,
                     const struct attend_micro *micro)
 {
     struct job job = {a, micro, (a->m + ATTEND_ROWS - 1) / ATTEND_ROWS};
-    attend_units(lane, job.tiles * a->heads, prefill_unit, &job);
+    double pairs = (double)a->m * (a->pos0 + 0.5 * (a->m + 1)) * a->heads;
+    double madds = pairs * (a->dim_nope + a->dim_rope + a->dim_v);
+    attend_units(lane, job.tiles * a->heads, madds, prefill_unit, &job);
 }
