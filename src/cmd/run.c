@@ -12,7 +12,7 @@
 
 static void help(void)
 {
-    puts("moebatch run JOB.yaml [options]   (started by mpirun, one rank per GPU or share of a CPU)\n"
+    puts("moebatch run JOB.yaml [options]   (started by mpirun, a rank per GPU or share of a CPU)\n"
          "\n"
          "Generates for every request of a token file and writes responses, timelines,\n"
          "throughput, cost and profit to an HDF5 file.\n");
@@ -46,8 +46,9 @@ static int provenance(char *libraries, size_t bytes, struct results_attr *attr)
     MPI_Get_library_version(mpi, &len);
     mpi[strcspn(mpi, "\n,")] = '\0';
     results_hdf5_versions(built, hdf5);
-    snprintf(libraries, bytes, "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s",
-             mpi, hdf5, built, yaml_get_version_string(), jansson_version_str(), __VERSION__);
+    snprintf(libraries, bytes,
+             "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s", mpi, hdf5, built,
+             yaml_get_version_string(), jansson_version_str(), __VERSION__);
     attr[n++] = (struct results_attr){"git_revision", cmd_gitrev()};
     attr[n++] = (struct results_attr){"libraries", libraries};
     return n;

@@ -38,6 +38,8 @@ static void fill_ep_params(struct engine *e)
 {
     const struct job_role *c = e->rank.cfg;
     enum numerics num = (enum numerics)e->job.numerics;
+    /* An operation carries one micro-batch: its share of the rank's rows. */
+    int mbs = c->microbatches, batch = (e->job.ep.max_tokens_per_rank + mbs - 1) / mbs;
     e->ep_params = (struct ep_params){
         .ep_size = c->ep,
         .experts = e->cfg->experts,
@@ -45,7 +47,7 @@ static void fill_ep_params(struct engine *e)
         .topk = e->cfg->topk,
         .hidden = e->cfg->hidden,
         .n_group = e->cfg->n_group,
-        .max_tokens = e->rank.role == RANK_PREFILL ? 0 : e->job.ep.max_tokens_per_rank,
+        .max_tokens = e->rank.role == RANK_PREFILL ? 0 : batch,
         .chunk_tokens = e->rank.role == RANK_DECODE ? 0 : c->chunk_tokens,
         .recv_rows_factor = e->job.ep.recv_rows_factor,
         .row_align = 1,

@@ -21,7 +21,7 @@ const struct job_role *engine_role(const struct engine *e, enum rank_role role)
 
 /* ---- 1. job, model, inputs ------------------------------------------------------------------ */
 
-/* One rank of a host reads the checkpoint's headers; the others take its list from shared memory. */
+/* One rank of a host reads the checkpoint's headers; the others take its list from it. */
 static enum status open_checkpoint(struct engine *e)
 {
     void *blob = 0;

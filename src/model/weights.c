@@ -410,9 +410,9 @@ enum status weights_pack_experts(struct weights *w, const int32_t *slot_expert, 
     for (int i = 0; i < total; i++) {
         struct layer_weights *lw = &w->layer[i / slots];
         if (!lw->moe || st != OK) continue;
-        enum status one = pack_stack(w, i / slots, slot_expert[i], 2, up, &lw->expert_up[i % slots]);
-        if (one == OK)
-            one = pack_stack(w, i / slots, slot_expert[i], 1, down, &lw->expert_down[i % slots]);
+        int l = i / slots, s = i % slots, x = slot_expert[i];
+        enum status one = pack_stack(w, l, x, 2, up, &lw->expert_up[s]);
+        if (one == OK) one = pack_stack(w, l, x, 1, down, &lw->expert_down[s]);
         if (one != OK) {
 #pragma omp critical
             st = one;

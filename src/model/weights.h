@@ -33,7 +33,7 @@ struct layer_weights {
     struct wmat o;                  /* [hidden, heads * v] */
     struct wmat gate;               /* FP32 [experts, hidden] */
     float *gate_bias;               /* [experts] or NULL */
-    struct wmat mlp_up, mlp_down;   /* gate|up and down of the dense or the shared MLP; n = 0: none */
+    struct wmat mlp_up, mlp_down;   /* gate|up, down of the dense or shared MLP; n = 0: none */
     struct wmat *expert_up, *expert_down; /* [local slots], private */
 };
 
