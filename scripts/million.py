@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""A token file of very many tiny requests, answered by a tiny model: how much memory rank 0 needs for
+each request, and how many requests a second the program's own work allows.
+
+  scripts/million.py                        a million requests on one rank, into a temporary folder
+  scripts/million.py --requests 60000 --ranks 2 --folder DIR --build build
+
+Rank 0 streams the requests and keeps 24 bytes for each (where its line and where its record are), a
+little more while it looks for equal custom_ids at the start; the figures printed here show it: its
+peak resident memory beside that of the same job with 10,000 requests, by when buffers are full.
+Needs nothing but python3, mpirun and the built program.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODEL = ROOT / "tests" / "golden" / "v3-top1"
+FEW = 10_000
+
+
+def write_tokens(path, count):
+    """Prompts of one to three tokens, one token to generate."""
+    with open(path, "w", encoding="utf-8") as out:
+        for i in range(count):
+            prompt = [8 + (i * 7 + k * 13) % 150 for k in range(1 + i % 3)]
+            out.write('{"custom_id":"r%d","method":"POST","url":"/v1/completions","body":'
+                      '{"prompt":%s,"max_tokens":1}}\n' % (i, json.dumps(prompt)))
+
+
+def measured(path, command):
+    """Runs one rank and writes its peak resident memory, KiB; ranks start this file with --rank."""
+    pid = os.posix_spawn(command[0], command, os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+    pathlib.Path(f"{path}.{rank}").write_text(str(usage.ru_maxrss), encoding="ascii")
+    return os.waitstatus_to_exitcode(status) & 255
+
+
+def run(folder, count, ranks, build, responses=True, timeout=None):
+    """Answers `count` requests; returns the figures as a dict."""
+    tokens, peak = folder / f"{count}.jsonl", folder / f"{count}.peak"
+    write_tokens(tokens, count)
+    job = {
+        "model": str(MODEL), "tokens": str(tokens), "results": str(folder / f"{count}.h5"),
+        "mixed": {"ep": ranks, "chunk_tokens": 1024, "max_batch": 256}, "threads_per_rank": 1,
+        # All of the pool is touched by few requests already, so that it is no part of the slope.
+        "kv": {"pages_per_rank": 512, "prefix_cache": "off"},
+    }
+    if responses:
+        job["responses"] = str(folder / f"{count}.out.jsonl")
+    path = folder / f"{count}.yaml"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    command = [str(ROOT / "scripts" / "mpirun.sh"), "-np", str(ranks), sys.executable, __file__,
+               "--rank", str(peak), str(build / "moebatch"), "run", str(path), "--force"]
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT,
+                          timeout=timeout)
+    seconds = time.monotonic() - begin
+    if done.returncode:
+        sys.exit(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    lines = 0
+    if responses:
+        with open(job["responses"], encoding="utf-8") as answers:
+            lines = sum(1 for _ in answers)
+    return {"requests": count, "seconds": seconds, "responses": lines, "out": done.stdout,
+            "peak_bytes": 1024 * int(pathlib.Path(f"{peak}.0").read_text(encoding="ascii")),
+            "results": job["results"]}
+
+
+def main():
+    if sys.argv[1:2] == ["--rank"]:
+        return measured(sys.argv[2], sys.argv[3:])
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--requests", type=int, default=1_000_000)
+    p.add_argument("--ranks", type=int, default=1)
+    p.add_argument("--folder", type=pathlib.Path, help="default: a temporary one, removed after")
+    p.add_argument("--build", type=pathlib.Path, default=ROOT / os.environ.get("BUILD", "build"))
+    args = p.parse_args()
+    if args.requests <= FEW:
+        p.error(f"--requests: {args.requests} is not more than {FEW}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or pathlib.Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        few = run(folder, FEW, args.ranks, args.build)
+        all_ = run(folder, args.requests, args.ranks, args.build)
+        beyond = all_["peak_bytes"] - few["peak_bytes"]
+        results = os.path.getsize(all_["results"])
+    print(all_["out"])
+    print(f"# {args.requests} requests on {args.ranks} rank(s): {all_['seconds']:.1f} s, "
+          f"{args.requests / all_['seconds']:.0f} requests/s, {all_['responses']} responses")
+    print(f"# rank 0: {all_['peak_bytes'] / 2**20:.1f} MiB at most, {beyond / 2**20:.1f} MiB more "
+          f"than with {FEW} requests, {beyond / (args.requests - FEW):.1f} bytes for each further one")
+    print(f"# results file: {results / 2**20:.1f} MiB, {results / args.requests:.1f} bytes a request")
+    return 0 if all_["responses"] == args.requests else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
