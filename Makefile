@@ -41,7 +41,7 @@ ISA_avx512bf16 := $(if $(X86),$(ISA_avx512) -mavx512bf16 -mavx512vbmi -mavx512vb
 isaflags = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
 DIRS    := core config checkpoint requests device gemm attention moe transport ep schedule balance \
-           kvcache model engine account plan cmd
+           kvcache model cluster engine account plan cmd
 SRCS    := $(foreach d,$(DIRS),$(wildcard src/$d/*.c)) src/main.c
 OBJS    := $(SRCS:src/%.c=$(BUILD)/obj/%.o)
 HDRS    := $(wildcard src/*/*.h)
