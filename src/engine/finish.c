@@ -1,124 +1,13 @@
-/* finish.c - phases 6 and 8: rank 0's files at the start, and the end of a job: every rank's
- * figures, the results file, the closing table.
+/* finish.c - phase 8, the end of a job: every rank's figures, the results file, the closing table.
  */
 #include "core/clock.h"
 #include "core/log.h"
+#include "engine/interrupt.h"
 #include "engine/start.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- 6. rank 0's files ---------------------------------------------------------------------- */
-
-static uint64_t fingerprint(const struct engine *e)
-{
-    struct hash128 fp = {0, 0};
-    if (checkpoint_fingerprint(e->ck, &fp) != OK) error_clear();
-    uint64_t h = hash64(e->job.tokens, strlen(e->job.tokens), fp.lo ^ fp.hi);
-    h = hash64(&e->isa, sizeof e->isa, h);
-    h = hash64(&e->job.numerics, sizeof e->job.numerics, h);
-    return hash64(&e->job.sampling, sizeof e->job.sampling, h);
-}
-
-static enum status begin_attempt(struct engine *e)
-{
-    struct attempt_row a;
-    memset(&a, 0, sizeof a);
-    a.ranks = e->world_size;
-    a.nodes = e->rank.job->ranks_per_node > 0
-                  ? (e->world_size + e->job.ranks_per_node - 1) / e->job.ranks_per_node
-                  : e->node.count;
-    memcpy(a.start_utc, e->start_utc, sizeof a.start_utc);
-    snprintf(a.outcome, sizeof a.outcome, "running");
-    snprintf(a.isa, sizeof a.isa, "%s", e->kernels.name);
-    snprintf(a.transport, sizeof a.transport, "%s", e->transports);
-    snprintf(a.hosts, sizeof a.hosts, "%s", e->hosts);
-    return journal_attempt_begin(e->journal, &a);
-}
-
-static enum status open_files(struct engine *e)
-{
-    const struct model_config *c = e->cfg;
-    int pt = e->job.kv.page_tokens, least = e->pages[0] < e->pages[1] ? e->pages[0] : e->pages[1];
-    struct request_limits limits = {c->vocab, c->max_positions, (int64_t)least * pt};
-    TRY(token_file_open(e->job.tokens, &e->job.sampling, &limits, &e->tokens));
-    e->yaml = job_yaml(&e->job);
-    char *dir = journal_dir_of(e->job.results);
-    if (!e->yaml || !dir) {
-        free(dir);
-        return error_set(ERR_RESOURCE, "no memory to open the journal");
-    }
-    struct journal_job jj = {fingerprint(e), token_file_count(e->tokens), e->yaml,
-                             e->kernels.name, e->setup->version};
-    enum status st = journal_create(dir, &jj, e->job.force, e->job.journal_fsync_s, &e->journal);
-    free(dir);
-    TRY(st);
-    TRY(begin_attempt(e));
-    struct router_setup rs = {
-        .job = &e->job,
-        .ctl = e->rank.ctl,
-        .tokens = e->tokens,
-        .journal = e->journal,
-        .model_name = e->job.model,
-        .t0 = e->rank.t0,
-        .prefill_pages = (uint32_t)e->pages[0],
-        .decode_pages = (uint32_t)e->pages[1],
-        .ranks = e->world_size,
-        .layers = c->layers,
-        .experts = c->experts,
-        .trace_path = e->job.trace,
-        .snapshot = finish_snapshot,
-        .snapshot_arg = e,
-    };
-    return router_create(&rs, &e->rank.router);
-}
-
-/* "host1*8 host2*8" of all ranks, on rank 0. */
-static void gather_hosts(struct engine *e)
-{
-    enum { HOST = 64 };
-    char *all = e->world_rank == 0 ? malloc((size_t)e->world_size * HOST) : 0;
-    MPI_Gather(e->rank.host, HOST, MPI_CHAR, all, HOST, MPI_CHAR, 0, MPI_COMM_WORLD);
-    if (!all) return;
-    size_t at = 0;
-    for (int i = 0; i < e->world_size && at < sizeof e->hosts;) {
-        int n = 1;
-        const char *host = all + (size_t)i * HOST;
-        while (i + n < e->world_size && strcmp(host, all + (size_t)(i + n) * HOST) == 0) n++;
-        at += (size_t)snprintf(e->hosts + at, sizeof e->hosts - at, "%s%.63s*%d", i ? " " : "",
-                               host, n);
-        i += n;
-    }
-    free(all);
-}
-
-/* Names of the transports in use, all units. */
-static void gather_transports(struct engine *e)
-{
-    static const char *const known[] = {"self", "shm", "mpi", "shm+mpi"};
-    int mine = 0, all = 0;
-    for (int i = 0; i < 4; i++)
-        if (strcmp(transport_name(e->rank.transport), known[i]) == 0) mine = 1 << i;
-    MPI_Reduce(&mine, &all, 1, MPI_INT, MPI_BOR, 0, MPI_COMM_WORLD);
-    for (int i = 0; i < 4; i++) {
-        if (!(all & (1 << i))) continue;
-        size_t at = strlen(e->transports);
-        snprintf(e->transports + at, sizeof e->transports - at, "%s%s", at ? " " : "", known[i]);
-    }
-}
-
-enum status start_files(struct engine *e)
-{
-    gather_hosts(e);
-    gather_transports(e);
-    /* The job's clock starts here. Ranks of a host have one clock and so one origin; between hosts
-     * it is as good as a barrier. */
-    MPI_Barrier(MPI_COMM_WORLD);
-    e->rank.t0 = clock_now_s();
-    MPI_Bcast(&e->rank.t0, 1, MPI_DOUBLE, 0, e->node.comm);
-    return agree(MPI_COMM_WORLD, e->world_rank == 0 ? open_files(e) : OK);
-}
 
 /* ---- 8. the end ----------------------------------------------------------------------------- */
 
@@ -130,12 +19,13 @@ static void fill_rank_row(const struct engine *e, struct rank_row *row)
     snprintf(row->host, sizeof row->host, "%s", r->host);
     snprintf(row->unit, sizeof row->unit, "%s", r->unit_name);
     snprintf(row->role, sizeof row->role, "%s", roles[r->role]);
+    row->attempt = e->attempt;
     row->rank = r->world_rank;
     row->node = r->node;
     row->local = r->local;
     row->compute_s = r->stats.compute_s;
     row->exposed_comm_s = r->stats.exposed_s;
-    double idle = rank_now(r) - r->stats.compute_s - r->stats.exposed_s;
+    double idle = rank_now(r) - e->resumed_s - r->stats.compute_s - r->stats.exposed_s;
     row->idle_s = idle > 0 ? idle : 0;
     row->prefill_tokens = r->stats.prefill_tokens;
     row->decode_tokens = r->stats.decode_tokens;
@@ -271,7 +161,7 @@ static enum status end_attempt(struct engine *e, const char *outcome)
     memset(&a, 0, sizeof a);
     clock_utc(a.end_utc);
     snprintf(a.outcome, sizeof a.outcome, "%s", outcome);
-    a.wall_s = rank_now(&e->rank);
+    a.wall_s = rank_now(&e->rank) - e->resumed_s;
     a.gpu_s = a.wall_s * e->world_size;
     a.requests_finished = journal_finished(e->journal);
     a.prefill_tokens = router_prefill_tokens(e->rank.router);
@@ -311,7 +201,7 @@ enum status finish_partial(struct engine *e)
     if (e->world_rank != 0 || !e->journal || !e->rank.router) return OK;
     TRY(end_attempt(e, "interrupted"));
     TRY(journal_sync(e->journal));
-    TRY(finish_snapshot(e));
+    if (!interrupt_hurried()) TRY(finish_snapshot(e));
     log_info("%lld finished requests are kept in %s", (long long)journal_finished(e->journal),
              e->job.results);
     return OK;

@@ -3,6 +3,7 @@
  */
 #include "core/clock.h"
 #include "core/log.h"
+#include "engine/interrupt.h"
 #include "engine/start.h"
 
 #include <stdlib.h>
@@ -173,6 +174,7 @@ static enum status make_model(struct engine *e)
     TRY(make_schedules(e));
     if (r->ep) TRY(replica_tables(e));
     forward_init(&r->forward, &r->model, r->replica, rank_clock, r);
+    r->forward.check = interrupt_check;
     for (int i = 0; i < MODEL_MICROBATCHES; i++)
         r->row_seq[i] = calloc((size_t)rows, sizeof *r->row_seq[i]);
     r->pick_rows = calloc((size_t)rows, sizeof *r->pick_rows);

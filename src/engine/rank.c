@@ -2,6 +2,7 @@
 #include "engine/rank.h"
 
 #include "core/clock.h"
+#include "engine/interrupt.h"
 #include "engine/router.h"
 
 #include <math.h>
@@ -60,6 +61,7 @@ enum status rank_poll(void *rank)
     struct rank *r = rank;
     TRY(ctl_poll(r->ctl));
     TRY(r->failed);
+    TRY(interrupt_check());
     return r->router ? router_serve(r->router) : OK;
 }
 
@@ -104,6 +106,7 @@ static void step_done(void *arg, const struct tick_report *rep, int n)
     struct step_row row;
     memset(&row, 0, sizeof row);
     memcpy(row.unit, r->unit_name, sizeof r->unit_name);
+    row.attempt = r->attempt;
     row.microbatches = (kind ? r->sched_decode : r->sched_prefill).micro_batches;
     row.step = r->steps[kind]++;
     row.t_start = r->step_start;

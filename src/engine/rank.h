@@ -35,6 +35,7 @@ struct rank {
     int unit, local;             /* unit number within its role; rank within the unit */
     char unit_name[16], host[64];
     int node;                    /* physical or virtual node number in the job */
+    int attempt;                 /* of the job: 0 unless it was resumed */
     double t0;                   /* the job's start on this host's clock */
 
     struct ctl *ctl;

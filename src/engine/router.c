@@ -12,6 +12,7 @@
 #include "requests/response.h"
 #include "schedule/trace.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,39 @@ struct router {
     enum status failed;
 };
 
+/* A request has ended: counts, progress, response line. */
+static enum status account_for(struct router *r, const struct request_row *row)
+{
+    int len = (int)strlen(row->custom_id);
+    bool failed = row->status == REQUEST_FAILED;
+    if (len > r->id_bytes) r->id_bytes = len;
+    r->finished++;
+    if (failed) r->failed_requests++;
+    progress_finished(&r->progress, failed);
+    if (!r->responses) return OK;
+    struct response resp = {
+        .index = row->index,
+        .custom_id = row->custom_id,
+        .model = r->s.model_name,
+        .error = row->error,
+        .finish_reason = finish_reason_name(row->finish),
+        .tokens = row->tokens,
+        .logprobs = row->logprobs,
+        .prompt_logprobs = row->prompt_logprobs,
+        .n_tokens = row->output_tokens,
+        .prompt_tokens = row->prompt_tokens,
+        .cached_tokens = row->cached_tokens,
+    };
+    return response_write(r->responses, &resp);
+}
+
+static enum status flush_responses(struct router *r)
+{
+    if (!r->responses || fflush(r->responses) == 0) return OK;
+    return error_set(ERR_RESOURCE, "cannot write the responses to %s: %s", r->s.job->responses,
+                     strerror(errno));
+}
+
 /* ---- start ---------------------------------------------------------------------------------- */
 
 static enum status init_balancers(struct router *r)
@@ -81,6 +115,20 @@ static enum status init_balancers(struct router *r)
     return r->cached ? OK : error_set(ERR_RESOURCE, "no memory for the router");
 }
 
+/* What earlier attempts finished counts as done; its responses are written again, so that the file
+ * is whole whatever was lost of it. */
+static enum status take_over(struct router *r)
+{
+    if (journal_finished(r->s.journal) == 0) return OK;
+    for (int64_t i = 0; i < r->count; i++) {
+        if (!journal_has(r->s.journal, i)) continue;
+        struct request_row row;
+        TRY(journal_read_request(r->s.journal, i, &row));
+        TRY(account_for(r, &row));
+    }
+    return OK;
+}
+
 enum status router_create(const struct router_setup *setup, struct router **out)
 {
     struct router *r = calloc(1, sizeof *r);
@@ -88,7 +136,7 @@ enum status router_create(const struct router_setup *setup, struct router **out)
     r->s = *setup;
     r->free_flight = -1;
     r->count = token_file_count(setup->tokens);
-    r->next_snapshot = 10;
+    r->next_snapshot = setup->resumed_s + 10;
     r->id_bytes = 1;
     *out = r;
     TRY(init_balancers(r));
@@ -104,6 +152,7 @@ enum status router_create(const struct router_setup *setup, struct router **out)
             return error_set(ERR_INPUT, "responses: cannot write %s: choose a writable path", path);
     }
     progress_init(&r->progress, r->count, setup->job->progress_s);
+    TRY(take_over(r));
     return setup->trace_path[0] ? trace_open(&r->trace, setup->trace_path) : OK;
 }
 
@@ -226,29 +275,9 @@ static enum status send_request(struct router *r, struct flight *f)
 
 static enum status record(struct router *r, const struct request_row *row)
 {
-    int len = (int)strlen(row->custom_id);
-    if (len > r->id_bytes) r->id_bytes = len;
-    TRY(journal_request(r->s.journal, row));
-    r->finished++;
     bool failed = row->status == REQUEST_FAILED;
-    if (failed) r->failed_requests++;
-    progress_finished(&r->progress, failed);
-    if (r->responses) {
-        struct response resp = {
-            .index = row->index,
-            .custom_id = row->custom_id,
-            .model = r->s.model_name,
-            .error = row->error,
-            .finish_reason = finish_reason_name(row->finish),
-            .tokens = row->tokens,
-            .logprobs = row->logprobs,
-            .prompt_logprobs = row->prompt_logprobs,
-            .n_tokens = row->output_tokens,
-            .prompt_tokens = row->prompt_tokens,
-            .cached_tokens = row->cached_tokens,
-        };
-        TRY(response_write(r->responses, &resp));
-    }
+    TRY(journal_request(r->s.journal, row));
+    TRY(account_for(r, row));
     if (failed && r->s.job->strict)
         return error_set(ERR_INPUT, "--strict: request %lld (custom_id \"%s\"): %s",
                          (long long)row->index, row->custom_id, row->error);
@@ -411,6 +440,7 @@ static enum status send_out(struct router *r)
     enum { BURST = 256 };
     for (int i = 0; i < BURST && !r->blocked; i++) {
         if (!r->have_pending) {
+            while (r->next < r->count && journal_has(r->s.journal, r->next)) r->next++;
             if (r->next == r->count) return OK;
             TRY(token_file_get(r->s.tokens, r->next, &r->pending));
             r->next++;
@@ -445,14 +475,18 @@ enum status router_serve(struct router *r)
     TRY(r->failed);
     if (!r->stopped) {
         TRY(send_out(r));
-        if (r->finished == r->count) TRY(stop_units(r));
+        if (r->finished == r->count) {
+            TRY(flush_responses(r));
+            TRY(stop_units(r));
+        }
     }
     double now = clock_now_s() - r->s.t0;
     if (now < r->next_tick) return OK;
     r->next_tick = now + 0.2;
     progress_show(&r->progress, now, r->in_flight);
+    lock_beat(r->s.lock, now);
     TRY(journal_tick(r->s.journal, now, r->prefill_tokens, r->decode_tokens));
-    if (r->responses) fflush(r->responses);
+    TRY(flush_responses(r));
     if (r->s.snapshot && now >= r->next_snapshot && !r->stopped) {
         TRY(r->s.snapshot(r->s.snapshot_arg));
         double took = clock_now_s() - r->s.t0 - now;

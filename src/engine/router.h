@@ -12,6 +12,7 @@
 #include "core/status.h"
 #include "engine/ctl.h"
 #include "engine/journal.h"
+#include "engine/lock.h"
 #include "requests/token_file.h"
 
 struct router;
@@ -23,6 +24,8 @@ struct router_setup {
     struct journal *journal;     /* borrowed */
     const char *model_name;      /* for responses */
     double t0;                   /* the job's start */
+    double resumed_s;            /* job time at which this attempt started */
+    struct lock *lock;           /* borrowed */
     uint32_t prefill_pages, decode_pages; /* KV pages of a rank of each role */
     int ranks, layers, experts;
     const char *trace_path;      /* "": no trace */

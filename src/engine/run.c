@@ -7,6 +7,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/nap.h"
+#include "engine/interrupt.h"
 #include "engine/start.h"
 
 #include <stdio.h>
@@ -18,6 +19,7 @@ static enum status timed(struct engine *e, const char *name, enum status (*phase
 {
     double begin = clock_now_s();
     enum status st = phase(e);
+    if (st == OK) st = agree(MPI_COMM_WORLD, interrupt_check());
     if (st == OK) log_info("%s: %.2f s", name, clock_now_s() - begin);
     return st;
 }
@@ -94,15 +96,19 @@ static void free_collective(struct engine *e)
     node_free(&e->node);
 }
 
-/* All ranks leave together; those that are ready sleep instead of spinning. */
-static void meet(void)
+/* All ranks leave together; those that are ready sleep instead of spinning. Rank 0, which writes the
+ * results meanwhile, may still fail: then all leave with its status. */
+static enum status meet(struct engine *e)
 {
     MPI_Request request;
     int done = 0;
     MPI_Ibarrier(MPI_COMM_WORLD, &request);
-    while (!done) {
+    for (;;) {
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-        if (!done) clock_sleep_us(1000);
+        if (done) return OK;
+        TRY(ctl_poll(e->rank.ctl));
+        TRY(e->rank.aborted);
+        clock_sleep_us(1000);
     }
 }
 
@@ -114,6 +120,7 @@ enum status engine_run(const struct engine_setup *setup)
     MPI_Comm_rank(MPI_COMM_WORLD, &e->world_rank);
     MPI_Comm_size(MPI_COMM_WORLD, &e->world_size);
     clock_utc(e->start_utc);
+    interrupt_install();
     log_init(e->world_rank, e->world_rank == 0 && !setup->dump_config);
     enum status st = node_create(MPI_COMM_WORLD, &e->node);
     if (st == OK) st = start(e);
@@ -129,12 +136,15 @@ enum status engine_run(const struct engine_setup *setup)
             (void)finish_partial(e);
         }
     }
-    if (st == OK || st == ERR_INVALID) {
-        if (!setup->dump_config) meet();
-        free_collective(e);
-        finish_free(e);
+    lock_release(&e->lock);
+    if ((st == OK || st == ERR_INVALID) && !setup->dump_config) {
+        enum status met = meet(e);
+        if (met != OK) st = met;
     }
     /* After a failure peers may be gone: memory is left to the end of the process. */
-    if (st == OK || st == ERR_INVALID) free(e);
+    if (st != OK && st != ERR_INVALID) return st;
+    free_collective(e);
+    finish_free(e);
+    free(e);
     return st;
 }

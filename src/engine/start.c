@@ -8,6 +8,8 @@
 #include "model/kernels_compose.h"
 #include "moe/moe.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -69,10 +71,34 @@ static enum status resolve(struct engine *e)
     return OK;
 }
 
+/* Whether a file can be made there; nothing is made yet. */
+static enum status check_folder(const char *key, const char *path)
+{
+    char folder[JOB_PATH_BYTES];
+    const char *slash = strrchr(path, '/');
+    if (!path[0]) return OK;
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1,
+             slash ? path : ".");
+    if (access(folder, W_OK | X_OK) == 0) return OK;
+    return error_set(ERR_INPUT, "%s: cannot write %s: folder %s: %s", key, path, folder,
+                     strerror(errno));
+}
+
+/* A mistyped path shows now, not after the weights have been read. */
+static enum status check_paths(const struct job *job)
+{
+    bool replace = job->force || job->resume || getenv("SLURM_RESTART_COUNT");
+    TRY(results_check_path(job->results, replace));
+    TRY(check_folder("responses", job->responses));
+    TRY(check_folder("trace", job->trace));
+    if (access(job->tokens, R_OK) == 0) return OK;
+    return error_set(ERR_INPUT, "tokens: cannot open %s: %s", job->tokens, strerror(errno));
+}
+
 static enum status read_inputs(struct engine *e)
 {
     if (e->world_rank != 0 || e->setup->dump_config) return OK;
-    TRY(results_check_path(e->job.results, e->job.force));
+    TRY(check_paths(&e->job));
     TRY(prices_read(e->job.prices, &e->prices));
     if (!e->job.experts.load[0]) return OK;
     return results_read_expert_load(e->job.experts.load, e->cfg->layers, e->cfg->experts,

@@ -8,6 +8,7 @@
 
 #include "account/account.h"
 #include "checkpoint/checkpoint.h"
+#include "engine/lock.h"
 #include "engine/node.h"
 #include "engine/rank.h"
 #include "engine/router.h"
@@ -35,6 +36,9 @@ struct engine {
     struct account_prices prices;
     struct token_file *tokens;
     struct journal *journal;
+    struct lock lock;
+    int attempt;                   /* 0, or attempts before this one (all ranks) */
+    double resumed_s;              /* job time at which this attempt starts (all ranks) */
     char start_utc[24];
     char hosts[256], transports[32];
     char *yaml;
@@ -45,7 +49,7 @@ enum status start_units(struct engine *e);    /* ranks, units, transport, kernel
 enum status start_sizes(struct engine *e);    /* pages, buffers, memory check */
 enum status start_weights(struct engine *e);  /* load and pack */
 enum status start_model(struct engine *e);    /* buffers, all-to-all, schedules, KV pool */
-enum status start_files(struct engine *e);    /* rank 0: journal, router */
+enum status start_files(struct engine *e);    /* rank 0: journal, router (files.c) */
 
 /* finish.c */
 enum status finish_job(struct engine *e);     /* figures, results file, table */

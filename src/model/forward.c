@@ -24,6 +24,7 @@ static enum status forward_compute(void *ctx, const struct op *op)
     struct forward *f = ctx;
     struct model *m = f->m;
     struct microbatch *b = &m->mb[op->mb];
+    if (f->check) TRY(f->check());
     switch (op->stage) {
     case STAGE_EMBED: model_embed(m, b); return OK;
     case STAGE_ATTN:

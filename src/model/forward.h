@@ -22,6 +22,7 @@ struct forward {
     /* The residual of micro-batch mb is final: logits and sampling. */
     enum status (*head)(void *arg, int mb);
     void *hook_arg;
+    enum status (*check)(void);       /* asked before every op: a failure ends the step; or NULL */
     struct runner runner;
     int rounds;                       /* most receive rounds of an operation in this step */
 };
