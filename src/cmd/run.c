@@ -60,6 +60,8 @@ enum status cmd_run(int argc, char **argv)
         help();
         return OK;
     }
+    /* We close every file ourselves; what HDF5 does at exit crashes once a disk was full. */
+    H5dont_atexit();
     struct job_args *args = calloc(1, sizeof *args);
     char *line = join(argc, argv);
     enum status st = args && line ? OK : error_set(ERR_RESOURCE, "no memory for the job");
