@@ -4,9 +4,11 @@ Alone: python3 -m pytest tests/e2e/test_inputs.py -k strict
 """
 import json
 
+import h5py
+import numpy as np
 import pytest
 
-from conftest import line
+from conftest import line, prompts_of
 
 GOOD = line("good", [5, 6, 7], max_tokens=2)
 
@@ -145,3 +147,23 @@ def test_empty_token_file(jobs):
     assert run.code in (0, 3)
     if run.code == 0:
         assert len(run.requests()) == 0
+
+
+# ---- the same requests in the other file format ----
+
+def test_hdf5_token_file(jobs):
+    prompts = prompts_of(12, [3, 30, 70], vocab=120)
+    lines = [line(f"h{i}", p, max_tokens=3 + i, temperature=0.5 * (i % 2), seed=100 + i,
+                  ignore_eos=True) for i, p in enumerate(prompts)]
+    from_lines = jobs.run(1, jobs.job(lines)).ok()
+    path = jobs.folder / "tokens.h5"
+    with h5py.File(path, "w") as f:
+        f["tokens"] = np.concatenate([np.asarray(p, "<i4") for p in prompts])
+        f["offsets"] = np.cumsum([0] + [len(p) for p in prompts], dtype="<i8")
+        f["custom_id"] = np.array([f"h{i}" for i in range(12)], dtype="S")
+        f["max_tokens"] = np.arange(3, 15, dtype="<i4")
+        f["temperature"] = np.array([0.5 * (i % 2) for i in range(12)], "<f4")
+        f["seed"] = np.arange(100, 112, dtype="<i8")
+        f["ignore_eos"] = np.ones(12, "i1")
+    from_hdf5 = jobs.run(1, jobs.job(str(path))).ok()
+    assert from_hdf5.fixed() == from_lines.fixed()
