@@ -34,6 +34,7 @@ It knows one book and nothing else: its output reads like the King James Bible a
 - Training: {step} steps, {seen:.1f} M tokens ({epochs:.1f} epochs of the {trained:.2f} M),
   {minutes:.0f} minutes on two CPU cores (shared with other work), bf16 products over float32
   weights, AdamW, cosine rate. Experts balanced by the selection bias alone (no auxiliary loss).
+  The clock sets the schedule, so another run gives another model of about this quality.
 - Loss on the held-out chapters (nats a token, whole chapters up to 1024 tokens): {held:.4f}
   before quantisation (perplexity {held_ppl:.2f}), {fp8:.4f} with the FP8 weights of this
   directory in float32 arithmetic (perplexity {fp8_ppl:.2f}). Bits per byte: {bpb:.3f}.
