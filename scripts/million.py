@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""A token file of very many tiny requests, answered by a tiny model: how much memory rank 0 needs for
-each request, and how many requests a second the program's own work allows.
+"""A token file of very many tiny requests, answered by a tiny model: how much memory rank 0 needs
+for each request, and how many requests a second the program's own work allows.
 
   scripts/million.py                        a million requests on one rank, into a temporary folder
   scripts/million.py --requests 60000 --ranks 2 --folder DIR --build build
@@ -21,7 +21,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "golden" / "v3-top1"
-FEW = 10_000
+FEW = 10_000  # the smaller job that it is compared with
 
 
 def write_tokens(path, count):
@@ -84,6 +84,8 @@ def main():
     args = p.parse_args()
     if args.requests <= FEW:
         p.error(f"--requests: {args.requests} is not more than {FEW}")
+    if not (args.build / "moebatch").exists():
+        p.error(f"{args.build}/moebatch is missing: run make")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +96,11 @@ def main():
     print(all_["out"])
     print(f"# {args.requests} requests on {args.ranks} rank(s): {all_['seconds']:.1f} s, "
           f"{args.requests / all_['seconds']:.0f} requests/s, {all_['responses']} responses")
-    print(f"# rank 0: {all_['peak_bytes'] / 2**20:.1f} MiB at most, {beyond / 2**20:.1f} MiB more "
-          f"than with {FEW} requests, {beyond / (args.requests - FEW):.1f} bytes for each further one")
-    print(f"# results file: {results / 2**20:.1f} MiB, {results / args.requests:.1f} bytes a request")
+    print(f"# rank 0: {all_['peak_bytes'] / 2**20:.1f} MiB at most, {beyond / 2**20:.1f} MiB "
+          f"more than with {FEW} requests, {beyond / (args.requests - FEW):.1f} bytes for each "
+          "further one")
+    print(f"# results file: {results / 2**20:.1f} MiB, {results / args.requests:.1f} bytes for "
+          "each request")
     return 0 if all_["responses"] == args.requests else 1
 
 

@@ -1,6 +1,6 @@
-"""Trouble: a rank that is killed, starts that cannot succeed, files that break while the job runs,
-full disks. Each ends soon, with a documented exit code and one message, and leaves nothing behind but
-what had been finished.
+"""Trouble: a rank that is killed, starts that cannot succeed, files that break while the job
+runs, full disks. Each ends soon, with a documented exit code and one message, and leaves nothing
+behind but what had been finished.
 
 Alone: python3 -m pytest -s tests/e2e/test_faults.py -k killed
 """

@@ -1,5 +1,5 @@
-"""Many requests: the memory of rank 0 grows by at most 64 bytes for each, whatever the file's length,
-and its own work for a request takes well under a millisecond.
+"""Many requests: the memory of rank 0 grows by at most 64 bytes for each, whatever the file's
+length, and its own work for a request takes well under a millisecond.
 
 scripts/million.py runs a million. Alone: python3 -m pytest -s tests/e2e/test_scale.py
 """

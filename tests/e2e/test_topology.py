@@ -1,8 +1,8 @@
-"""One answer, whatever the topology and whatever happens on the way: more shapes than test_bitwise.py,
-each compared byte by byte with one rank: several units of both kinds, virtual nodes, redundant
-experts placed by hand, by default and by an earlier run's load, chunks and batches from tiny to
-ample, pages so few that requests move to host memory, reference numerics, threads; and the
-production topology, 32 prefill and 144 decode ranks.
+"""One answer, whatever the topology and whatever happens on the way: more shapes than
+test_bitwise.py, each compared byte by byte with one rank: several units of both kinds, virtual
+nodes, redundant experts placed by hand, by default and by an earlier run's load, chunks and batches
+from tiny to ample, pages so few that requests move to host memory, reference numerics, threads; and
+the production topology, 32 prefill and 144 decode ranks.
 
 Alone: python3 -m pytest tests/e2e/test_topology.py -k swap
 Without the 176 ranks: -m 'not production'

@@ -1,5 +1,5 @@
-"""--trace FILE.json: what Perfetto and chrome://tracing accept, with both micro-batches' compute and
-communication tracks of every rank, and the overlap (or its absence) that the job asked for.
+"""--trace FILE.json: what Perfetto and chrome://tracing accept, with both micro-batches' compute
+and communication tracks of every rank, and the overlap (or its absence) that the job asked for.
 
 Alone: python3 -m pytest tests/e2e/test_trace.py -k overlap
 """
