@@ -155,7 +155,7 @@ static void dequantise(const struct amat *x, int row, float *to)
 static enum status operate_once(struct bench *b)
 {
     struct ep_recv r;
-    TRY(ep_dispatch_begin(b->g, 0, b->mode, b->m, &b->x, b->ids, b->weights));
+    TRY(ep_dispatch_begin(b->g, 0, 0, b->mode, b->m, &b->x, b->ids, b->weights));
     TRY(ep_dispatch_finish(b->g, 0, &r));
     free(b->y);
     b->rows = r.total;
@@ -208,7 +208,7 @@ static enum status time_ep(struct bench *b)
         struct ep_recv r;
         slowest(b, 0); /* all start together */
         double t0 = clock_now_s();
-        TRY(ep_dispatch_begin(b->g, 0, b->mode, b->m, &b->x, b->ids, b->weights));
+        TRY(ep_dispatch_begin(b->g, 0, 0, b->mode, b->m, &b->x, b->ids, b->weights));
         TRY(ep_dispatch_finish(b->g, 0, &r));
         double t1 = clock_now_s();
         dispatch[i] = slowest(b, t1 - t0);
@@ -307,7 +307,7 @@ static enum status bench_hidden(const struct options *o, int hidden, struct wait
     int32_t *identity = calloc((size_t)o->experts, sizeof *identity);
     if (!identity) return error_set(ERR_RESOURCE, "bench ep: out of memory");
     for (int e = 0; e < o->experts; e++) identity[e] = e;
-    struct ep_placement placement = {o->experts, identity};
+    struct ep_placement placement = {o->experts, 1, identity};
     struct ep_group *g = NULL;
     enum status st = ep_create(&p, &placement, waiter, kernels, lane, &g);
     for (int mode = EP_NORMAL; mode <= EP_LOW_LATENCY && st == OK; mode++)

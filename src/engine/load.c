@@ -51,10 +51,8 @@ static enum status replica_tables(struct engine *e)
     r->replica = calloc((size_t)e->cfg->layers, sizeof *r->replica);
     if (!r->replica) return error_set(ERR_RESOURCE, "no memory for replica tables");
     int per_node = topo->node_size[0];
-    for (int l = 0, moe = 0; l < e->cfg->layers; l++) {
-        if (!model_config_layer_is_moe(e->cfg, l)) continue;
-        TRY(replica_table_build(&r->placement, moe++, per_node, topo->rank, &r->replica[l]));
-    }
+    for (int l = 0; l < r->placement.shape.layers; l++)
+        TRY(replica_table_build(&r->placement, l, per_node, topo->rank, &r->replica[l]));
     return OK;
 }
 
@@ -196,9 +194,8 @@ enum status start_model(struct engine *e)
     struct rank *r = &e->rank;
     enum status st = OK;
     if (model_config_moe_layers(e->cfg)) {
-        /* Rows are routed by the replica tables of each layer; the group itself only needs to
-         * know slots, for which any layer's placement will do. */
-        struct ep_placement place = {e->ep_params.slots, placement_slots(&r->placement, 0)};
+        struct ep_placement place = {e->ep_params.slots, r->placement.shape.layers,
+                                     r->placement.slot_expert};
         st = ep_create(&e->ep_params, &place, &r->waiter, r->kernels, &r->lane, &r->ep);
     }
     TRY(agree(MPI_COMM_WORLD, st));

@@ -42,6 +42,7 @@ static void fill_ep_params(struct engine *e)
     int mbs = c->microbatches, batch = (e->job.ep.max_tokens_per_rank + mbs - 1) / mbs;
     e->ep_params = (struct ep_params){
         .ep_size = c->ep,
+        .nodes = transport_topology(e->rank.transport)->nodes,
         .experts = e->cfg->experts,
         .slots = e->cfg->experts + c->redundant_experts,
         .topk = e->cfg->topk,

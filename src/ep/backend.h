@@ -16,6 +16,7 @@ enum ep_state { EP_FREE, EP_SENT, EP_RECEIVED, EP_RETURNED };
 struct ep_op {
     enum ep_state state;
     enum ep_mode mode;
+    int layer;
     uint64_t number; /* of this op index, counting both modes; odd and even alternate buffers */
     struct amat x;   /* borrowed until ep_combine_finish */
     struct ep_route route;
@@ -42,7 +43,8 @@ extern const struct ep_backend ep_backend_host;
 struct ep_group {
     struct ep_params p;
     struct ep_layout layout;
-    struct ep_table table;
+    struct ep_table *table; /* [layers] */
+    int layers;
     ep_choose_fn choose;
     void *choose_arg;
     struct waiter *waiter;

@@ -37,7 +37,7 @@ enum status ep_memory(const struct ep_params *params, struct ep_memory *out)
     struct ep_params p = *params;
     struct ep_layout layout;
     TRY(ep_params_check(&p));
-    ep_layout_fill(&p, clients_guess(&p), &layout);
+    ep_layout_fill(&p, clients_guess(&p), ep_reduce_possible(&p), &layout);
     out->window = layout.window_bytes;
     out->heap = layout.heap_bytes;
     return OK;
@@ -66,6 +66,26 @@ static enum status create_ops(struct ep_group *g)
     return OK;
 }
 
+/* The tables of all layers; `homes`: whether a group of any of them is whole on a node. */
+static enum status create_tables(struct ep_group *g, const struct ep_placement *placement,
+                                 bool *homes)
+{
+    int slots = g->p.slots;
+    *homes = false;
+    if (placement->slots != slots || placement->layers < 1)
+        return error_set(ERR_BUG, "ep: placement of %d layers with %d slots, the group has %d",
+                         placement->layers, placement->slots, slots);
+    g->table = calloc((size_t)placement->layers, sizeof *g->table);
+    if (!g->table) return error_set(ERR_RESOURCE, "out of memory for ep");
+    for (; g->layers < placement->layers; g->layers++) {
+        struct ep_table *t = &g->table[g->layers];
+        TRY(ep_table_init(t, g->p.experts, slots, g->p.ep_size,
+                          placement->expert_of_slot + (size_t)g->layers * (size_t)slots));
+        *homes |= ep_table_homes(t, g->p.n_group, slots / g->p.ep_size, g->topo->node_of);
+    }
+    return OK;
+}
+
 enum status ep_create(const struct ep_params *p, const struct ep_placement *placement,
                       struct waiter *waiter, const struct kernels *kernels, struct lane *lane,
                       struct ep_group **out)
@@ -80,8 +100,9 @@ enum status ep_create(const struct ep_params *p, const struct ep_placement *plac
     enum status st = check_topology(&g->p, g->topo);
     if (st == OK) st = ep_params_check(&g->p);
     if (st != OK) goto fail;
-    ep_layout_fill(&g->p, clients_of(g->topo), &g->layout);
-    if ((st = ep_set_placement(g, placement)) != OK) goto fail;
+    bool homes;
+    if ((st = create_tables(g, placement, &homes)) != OK) goto fail;
+    ep_layout_fill(&g->p, clients_of(g->topo), homes && ep_reduce_possible(&g->p), &g->layout);
     ep_set_choose(g, NULL, NULL);
     if ((st = create_ops(g)) != OK) goto fail;
     g->backend = &ep_backend_host;
@@ -102,35 +123,22 @@ void ep_destroy(struct ep_group *g)
         free(g->op[i].begin);
         free(g->op[i].rows);
     }
-    ep_table_free(&g->table);
+    for (int l = 0; l < g->layers; l++) ep_table_free(&g->table[l]);
+    free(g->table);
     free(g);
-}
-
-enum status ep_set_placement(struct ep_group *g, const struct ep_placement *placement)
-{
-    struct ep_table table;
-    for (int i = 0; i < EP_OPS; i++)
-        if (g->op[i].state != EP_FREE)
-            return error_set(ERR_BUG, "ep: new placement while operation %d is open", i);
-    if (placement->slots != g->p.slots)
-        return error_set(ERR_BUG, "ep: placement has %d slots, the group %d", placement->slots,
-                         g->p.slots);
-    TRY(ep_table_init(&table, g->p.experts, g->p.ep_size, placement));
-    ep_table_free(&g->table);
-    g->table = table;
-    return OK;
 }
 
 void ep_set_choose(struct ep_group *g, ep_choose_fn choose, void *arg)
 {
     g->choose = choose ? choose : ep_choose_default;
-    g->choose_arg = choose ? arg : &g->table;
+    g->choose_arg = choose ? arg : g->table;
 }
 
-int ep_replicas(const struct ep_group *g, int expert, const int32_t **slots)
+int ep_replicas(const struct ep_group *g, int layer, int expert, const int32_t **slots)
 {
-    *slots = g->table.slot + g->table.first[expert];
-    return g->table.first[expert + 1] - g->table.first[expert];
+    const struct ep_table *t = &g->table[layer];
+    *slots = t->slot + t->first[expert];
+    return t->first[expert + 1] - t->first[expert];
 }
 
 struct ep_stats ep_statistics(const struct ep_group *g)
@@ -154,9 +162,11 @@ static enum status expect_state(struct ep_group *g, int op, enum ep_state state,
                      names[g->op[op].state], names[state]);
 }
 
-static enum status check_begin(const struct ep_group *g, enum ep_mode mode, int m,
+static enum status check_begin(const struct ep_group *g, int layer, enum ep_mode mode, int m,
                                const struct amat *x)
 {
+    if (layer < 0 || layer >= g->layers)
+        return error_set(ERR_BUG, "ep_dispatch_begin: layer %d of %d", layer, g->layers);
     int most = mode == EP_NORMAL ? g->p.chunk_tokens : g->p.max_tokens;
     if (m < 0 || m > most || most == 0)
         return error_set(ERR_BUG,
@@ -166,6 +176,13 @@ static enum status check_begin(const struct ep_group *g, enum ep_mode mode, int 
         return error_set(ERR_BUG, "ep_dispatch_begin: rows of type %d, k %d; expected %d, %d",
                          (int)x->type, x->k, (int)g->p.dispatch_type, g->p.hidden);
     return OK;
+}
+
+static bool holds(const struct ep_table *t, int slot, int expert)
+{
+    int i = t->first[expert];
+    while (i < t->first[expert + 1] && t->slot[i] != slot) i++;
+    return i < t->first[expert + 1];
 }
 
 static enum status route(struct ep_group *g, struct ep_op *op, int m, const int32_t *ids,
@@ -178,25 +195,27 @@ static enum status route(struct ep_group *g, struct ep_op *op, int m, const int3
             return error_set(ERR_BUG, "ep_dispatch_begin: token %zu chose expert %d of %d",
                              i / (size_t)g->p.topk, ids[i], g->p.experts);
     r->m = m;
+    r->reduced = false;
     if (n > 0) {
         memcpy(r->ids, ids, n * sizeof *ids);
         memcpy(r->weights, weights, n * sizeof *weights);
-        g->choose(g->choose_arg, g->topo->rank, m, g->p.topk, r->ids, r->slot);
+        g->choose(g->choose_arg, op->layer, g->topo->rank, m, g->p.topk, r->ids, r->slot);
     }
     for (size_t i = 0; i < n; i++)
-        if (r->slot[i] < 0 || r->slot[i] >= g->p.slots)
-            return error_set(ERR_BUG, "ep: the replica choice gave slot %d of %d", r->slot[i],
-                             g->p.slots);
+        if (!holds(&g->table[op->layer], r->slot[i], r->ids[i]))
+            return error_set(ERR_BUG, "ep: the replica choice gave slot %d for expert %d of layer "
+                             "%d", r->slot[i], r->ids[i], op->layer);
     ep_route_sort(r);
     return OK;
 }
 
-enum status ep_dispatch_begin(struct ep_group *g, int op, enum ep_mode mode, int m,
+enum status ep_dispatch_begin(struct ep_group *g, int op, int layer, enum ep_mode mode, int m,
                               const struct amat *x, const int32_t *ids, const float *weights)
 {
     TRY(expect_state(g, op, EP_FREE, "ep_dispatch_begin"));
-    TRY(check_begin(g, mode, m, x));
+    TRY(check_begin(g, layer, mode, m, x));
     struct ep_op *o = &g->op[op];
+    o->layer = layer;
     TRY(route(g, o, m, ids, weights));
     o->mode = mode;
     o->x = m > 0 ? *x : (struct amat){.type = g->p.dispatch_type, .k = g->p.hidden};

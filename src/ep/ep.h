@@ -5,7 +5,7 @@
  * open at once. All ranks of the unit run the same operations in the same order for each op,
  * with zero tokens if they have none:
  *
- *     ep_dispatch_begin(g, op, mode, m, &x, ids, weights);
+ *     ep_dispatch_begin(g, op, layer, mode, m, &x, ids, weights);
  *     ep_dispatch_finish(g, op, &r);                  // rows grouped by local slot
  *     for (;;) {
  *         y = experts(r);                             // r.total rows
@@ -18,7 +18,9 @@
  * Modes: EP_NORMAL (prefill) exchanges counts first, sends a token once per destination node and
  * forwards it inside that node. EP_LOW_LATENCY (decode) exchanges no counts: each source
  * rank has a fixed part of every receiver's buffer. Both give the same bits: COMBINE is the
- * fixed tree of struct kernels' `combine`, so outputs depend neither on layout, mode, replicas nor rounds.
+ * fixed tree of struct kernels' `combine`, so outputs depend neither on layout, mode, replicas
+ * nor rounds. EP_NORMAL lets a node sum what it may of the tree: where an expert group with all
+ * its replicas lives on one node, a token of another node gets one row back for the group.
  *
  * Between begin and finish data moves inside transport_poll, which kernels reach through
  * lane_poll: point lane->poll at transport_poll. A rank that has finished its operations may
@@ -58,15 +60,15 @@ struct ep_params {
     enum dtype combine_type;  /* DT_BF16 or DT_F32 */
 };
 
-/* Where experts live: slot s is on rank s / (slots / ep_size). Every expert has a slot; no two
- * slots of a rank hold the same expert. Borrowed during the call only. */
+/* Where the experts of each MoE layer live: slot s is on rank s / (slots / ep_size). Every expert
+ * has a slot; no two slots of a rank hold the same expert. Borrowed during the call only. */
 struct ep_placement {
-    int slots;
-    const int32_t *expert_of_slot; /* [slots] */
+    int slots, layers;
+    const int32_t *expert_of_slot; /* [layers, slots] */
 };
 
 /* Chooses slots[i, k] for ids[i, k] (a replica each); deterministic, see ep_choose_default. */
-typedef void (*ep_choose_fn)(void *arg, int rank, int m, int topk, const int32_t *ids,
+typedef void (*ep_choose_fn)(void *arg, int layer, int rank, int m, int topk, const int32_t *ids,
                              int32_t *slots);
 
 /* Bytes of one rank's buffers. */
@@ -99,15 +101,14 @@ enum status ep_create(const struct ep_params *p, const struct ep_placement *plac
                       struct ep_group **out);
 void ep_destroy(struct ep_group *g); /* collective */
 
-/* A new placement, between operations, the same on all ranks at the same point. */
-enum status ep_set_placement(struct ep_group *g, const struct ep_placement *placement);
 /* Replaces the replica choice; NULL: the default, replica (rank + token index) mod replicas. */
 void ep_set_choose(struct ep_group *g, ep_choose_fn choose, void *arg);
 /* The slots of an expert in ascending order; for writing an ep_choose_fn. */
-int ep_replicas(const struct ep_group *g, int expert, const int32_t **slots);
+int ep_replicas(const struct ep_group *g, int layer, int expert, const int32_t **slots);
 
-/* x: [m] rows of dispatch_type (E4M3 with scales); ids, weights: [m, topk] from the gate. */
-enum status ep_dispatch_begin(struct ep_group *g, int op, enum ep_mode mode, int m,
+/* layer: of the placement, the same on all ranks. x: [m] rows of dispatch_type (E4M3 with
+ * scales); ids, weights: [m, topk] from the gate. */
+enum status ep_dispatch_begin(struct ep_group *g, int op, int layer, enum ep_mode mode, int m,
                               const struct amat *x, const int32_t *ids, const float *weights);
 enum status ep_dispatch_finish(struct ep_group *g, int op, struct ep_recv *out);
 enum status ep_dispatch_next(struct ep_group *g, int op, struct ep_recv *out);
@@ -127,6 +128,7 @@ struct ep_stats {
     uint64_t ops, rounds;         /* operations; receive rounds beyond the first of each */
     uint64_t rows_sent, rows_received;
     uint64_t bytes_local, bytes_remote; /* put inside the node / to other nodes, both directions */
+    uint64_t rows_reduced, rows_partial; /* as a gateway: COMBINE rows summed, sums sent instead */
 };
 struct ep_stats ep_statistics(const struct ep_group *g);
 

@@ -8,10 +8,10 @@
 /* ---- signals ---- */
 
 /* Each op index: SIG_FIRST_ARRAY single ones, then credits [ranks], rings [clients], taken
- * [nodes]. */
+ * [nodes], staged [clients]. */
 static int signals_per_op(const struct ep_group *g)
 {
-    return SIG_FIRST_ARRAY + g->topo->ranks + g->layout.clients + g->topo->nodes;
+    return SIG_FIRST_ARRAY + g->topo->ranks + 2 * g->layout.clients + g->topo->nodes;
 }
 
 int host_signals(const struct ep_group *g)
@@ -37,6 +37,11 @@ int host_signal_ring(const struct ep_group *g, int op, int client)
 int host_signal_taken(const struct ep_group *g, int op, int node)
 {
     return host_signal_ring(g, op, g->layout.clients) + node;
+}
+
+int host_signal_staged(const struct ep_group *g, int op, int client)
+{
+    return host_signal_taken(g, op, g->topo->nodes) + client;
 }
 
 uint64_t host_value(const struct ep_group *g, int signal)
@@ -76,24 +81,43 @@ void host_write_row(const struct ep_group *g, const struct ep_op *op, int index,
     const struct amat *x = &op->x;
     int token = index / g->p.topk;
     size_t pitch = (size_t)x->ld * dtype_bytes(x->type);
-    struct ep_row_tag tag = {g->topo->rank, token, index % g->p.topk, op->route.weights[index]};
-    memcpy(row, (const char *)x->data + (size_t)token * pitch, lo->row_data);
+    const struct ep_route *r = &op->route;
+    struct ep_row_tag tag = {g->topo->rank, token, (int16_t)(index % g->p.topk), 0,
+                             r->weights[index]};
+    if (r->reduced) tag.place = r->place[index];
+    if (r->reduced) tag.reduce = r->reduce[index];
+    memcpy(row, &tag, sizeof tag);
+    memcpy(row + lo->row_data_at, (const char *)x->data + (size_t)token * pitch, lo->row_data);
     if (lo->row_scales)
         memcpy(row + lo->row_scale_at, x->scale + (size_t)token * (size_t)x->lds,
                lo->row_scales);
-    memcpy(row + lo->row_tag_at, &tag, sizeof tag);
 }
 
-struct amat host_rows(const struct ep_group *g, const char *base)
+struct amat host_rows(const struct ep_group *g, const char *base, size_t pitch)
 {
     const struct ep_layout *lo = &g->layout;
-    struct amat a = {.type = g->p.dispatch_type, .k = g->p.hidden, .data = base};
-    a.ld = (int)(lo->row_bytes / dtype_bytes(a.type));
+    struct amat a = {.type = g->p.dispatch_type, .k = g->p.hidden, .data = base + lo->row_data_at};
+    a.ld = (int)(pitch / dtype_bytes(a.type));
     if (lo->row_scales) {
         a.scale = (const float *)(const void *)(base + lo->row_scale_at);
-        a.lds = (int)(lo->row_bytes / sizeof(float));
+        a.lds = (int)(pitch / sizeof(float));
     }
     return a;
+}
+
+char *host_receive_row(const struct ep_group *g, int i, int rank, int row)
+{
+    const struct host *h = g->impl;
+    return (char *)transport_ptr(h->window, rank) + g->layout.receive[i] +
+           (size_t)row * g->layout.receive_bytes;
+}
+
+enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_t stamp,
+                            int signal)
+{
+    struct host *h = g->impl;
+    return transport_put_signal(h->transport, h->window, peer, offset, &stamp, sizeof stamp,
+                                signal, 1);
 }
 
 /* ---- waiting ---- */
@@ -117,6 +141,10 @@ static unsigned wait_missing(void *arg)
     for (int i = 0; i < EP_OPS && need > 1; i++) {
         const struct host_op *ho = &h->op[i];
         if (ho->sending) return 1;
+        for (int c = 0; c < h->clients && a->g->layout.reduce; c++) {
+            uint64_t staged = host_staged_missing(a->g, i, c);
+            if (staged > 0 && staged < need) need = staged;
+        }
         if (!ho->counting) continue;
         int parity = (int)(a->g->op[i].number % EP_PARITY);
         uint64_t want = ho->counts_uses[parity] * (uint64_t)a->g->topo->ranks -
@@ -142,13 +170,19 @@ static enum status create_op(struct ep_group *g, struct host_op *ho)
     ho->send = calloc((size_t)g->topo->nodes, sizeof *ho->send);
     ho->need = calloc(ranks, sizeof *ho->need);
     ho->credit_used = calloc(ranks, sizeof *ho->credit_used);
-    ho->forwarded = calloc((size_t)g->layout.clients + 1, sizeof *ho->forwarded);
+    ho->client = calloc((size_t)g->layout.clients + 1, sizeof *ho->client);
+    ho->staged = calloc(ranks, sizeof *ho->staged);
+    ho->reducers = calloc((size_t)g->topo->nodes, sizeof *ho->reducers);
     ho->begin = calloc(slots, sizeof *ho->begin);
     ho->total = calloc(slots, sizeof *ho->total);
     ho->mine = calloc(slots, sizeof *ho->mine);
     ho->count_row = calloc(slots + 1, sizeof *ho->count_row);
-    bool ok = ho->send && ho->need && ho->credit_used && ho->forwarded && ho->begin &&
-              ho->total && ho->mine && ho->count_row;
+    bool ok = ho->send && ho->need && ho->credit_used && ho->client && ho->staged &&
+              ho->reducers && ho->begin && ho->total && ho->mine && ho->count_row;
+    for (int c = 0; c < g->layout.clients && g->layout.reduce && ok; c++) {
+        ho->client[c].record = malloc((size_t)g->p.chunk_tokens * g->layout.record_bytes);
+        ok = ho->client[c].record != NULL;
+    }
     if (g->layout.packed > 0) {
         ho->packed = aligned_alloc(64, (size_t)g->layout.packed * g->layout.row_bytes);
         ok = ok && ho->packed;
@@ -173,6 +207,13 @@ static void find_gateways(struct ep_group *g)
         if (tp->node_of[r] != tp->node &&
             tp->local_of[r] % tp->node_size[tp->node] == tp->local)
             h->client_rank[h->clients++] = r;
+    const int *here = tp->node_ranks + tp->node_first[tp->node];
+    for (int s = 0, size = tp->node_size[tp->node]; s < tp->ranks; s++) {
+        int at = tp->local_of[s] % size;
+        h->gateway_here[s] = here[at];
+        for (int r = 0; r < s; r++)
+            h->client_there[s] += tp->node_of[r] != tp->node && tp->local_of[r] % size == at;
+    }
 }
 
 static void hook(void *group)
@@ -194,7 +235,10 @@ static void host_destroy(struct ep_group *g)
         free(ho->send);
         free(ho->need);
         free(ho->credit_used);
-        free(ho->forwarded);
+        for (int c = 0; c < g->layout.clients && ho->client; c++) free(ho->client[c].record);
+        free(ho->client);
+        free(ho->staged);
+        free(ho->reducers);
         free(ho->begin);
         free(ho->total);
         free(ho->mine);
@@ -205,7 +249,11 @@ static void host_destroy(struct ep_group *g)
     free(h->client_rank);
     free(h->my_client);
     free(h->gateway);
+    free(h->gateway_here);
+    free(h->client_there);
+    free(h->gathered);
     free(h->source_rows);
+    free(h->staged_rows);
     free(h);
     g->impl = NULL;
 }
@@ -221,7 +269,13 @@ static enum status host_create(struct ep_group *g)
     h->my_client = calloc((size_t)g->topo->nodes, sizeof *h->my_client);
     h->gateway = calloc((size_t)g->topo->nodes, sizeof *h->gateway);
     h->source_rows = calloc((size_t)g->topo->ranks, sizeof *h->source_rows);
-    bool ok = h->scratch && h->client_rank && h->my_client && h->gateway && h->source_rows;
+    h->gateway_here = calloc((size_t)g->topo->ranks, sizeof *h->gateway_here);
+    h->client_there = calloc((size_t)g->topo->ranks, sizeof *h->client_there);
+    h->gathered = malloc((size_t)g->p.topk * g->layout.y_bytes + (size_t)g->p.hidden * 4 + 64);
+    lane_init(&h->quiet, g->lane->dev, 1);
+    h->staged_rows = calloc((size_t)g->topo->ranks, sizeof *h->staged_rows);
+    bool ok = h->scratch && h->client_rank && h->my_client && h->gateway && h->source_rows &&
+              h->gateway_here && h->client_there && h->gathered && h->staged_rows;
     enum status st = ok ? OK : error_set(ERR_RESOURCE, "out of memory for ep");
     for (int i = 0; i < EP_OPS && st == OK; i++) st = create_op(g, &h->op[i]);
     if (st == OK) find_gateways(g);
@@ -250,31 +304,93 @@ static enum status dispatch_finish(struct ep_group *g, struct ep_op *op, struct 
     return host_normal_receive(g, op, rows);
 }
 
+/* ---- what an operation waits for ---- */
+
+struct text {
+    char *buf;
+    size_t bytes, used;
+};
+
+static void add_number(struct text *t, int number)
+{
+    if (t->used >= t->bytes) return;
+    int n = snprintf(t->buf + t->used, t->bytes - t->used, " %d", number);
+    t->used += n > 0 ? (size_t)n : 0;
+}
+
+static struct text text_start(char *buf, size_t bytes, const char *what)
+{
+    int n = snprintf(buf, bytes, "%s", what);
+    return (struct text){buf, bytes, n > 0 ? (size_t)n : 0};
+}
+
+static uint32_t own_word(const struct ep_group *g, size_t offset)
+{
+    const struct host *h = g->impl;
+    uint32_t word;
+    memcpy(&word, (const char *)transport_ptr(h->window, g->topo->rank) + offset, sizeof word);
+    return word;
+}
+
+/* Counts, or the rows with their counts in low-latency mode: first word = operation number. */
+static void describe_counts(const struct ep_group *g, const struct ep_op *op, struct text *t)
+{
+    const struct ep_layout *lo = &g->layout;
+    int i = ep_op_index(g, op), parity = (int)(op->number % EP_PARITY);
+    bool fixed = op->mode == EP_LOW_LATENCY;
+    size_t at = fixed ? lo->fixed_counts[i][parity] : lo->counts[i][parity];
+    size_t pitch = fixed ? (size_t)lo->local * 8 : (size_t)(1 + g->p.slots) * 4;
+    for (int r = 0; r < g->topo->ranks; r++)
+        if (own_word(g, at + (size_t)r * pitch) != (uint32_t)(op->number + 1)) add_number(t, r);
+}
+
+static void describe_rows(const struct ep_group *g, const struct ep_op *op, struct text *t)
+{
+    const struct host *h = g->impl;
+    int i = ep_op_index(g, op);
+    for (int r = 0; r < g->topo->ranks; r++)
+        if (ep_round_source(&h->op[i].counted, r, op->round) &&
+            own_word(g, g->layout.arrived[i] + (size_t)r * 4) != ep_stamp(op->number, op->round))
+            add_number(t, r);
+}
+
+static void describe_returns(const struct ep_group *g, const struct ep_op *op, struct text *t)
+{
+    const struct host *h = g->impl;
+    const struct host_op *ho = &h->op[ep_op_index(g, op)];
+    const int32_t *first = op->route.first;
+    size_t at = g->layout.returned[ep_op_index(g, op)];
+    int L = g->layout.local, R = g->topo->ranks;
+    for (int r = 0; r < R; r++) {
+        int rows = first[(r + 1) * L] - first[r * L];
+        if (op->route.reduced) rows -= ho->staged[r];
+        int rounds = op->mode == EP_NORMAL ? ep_rounds_mine(&ho->counted, r) : 1;
+        if (rows > 0 && own_word(g, at + (size_t)r * 4) != ep_stamp(op->number, rounds - 1))
+            add_number(t, r);
+    }
+    for (int n = 0; n < g->topo->nodes && op->route.reduced; n++)
+        if (ho->reducers[n] > 0 &&
+            own_word(g, at + (size_t)(R + n) * 4) != ep_stamp(op->number, 0))
+            add_number(t, h->gateway[n]);
+}
+
 static void describe_wait(const struct ep_group *g, const struct ep_op *op, char *buf,
                           size_t bytes)
 {
     const struct host *h = g->impl;
-    const struct host_op *ho = &h->op[ep_op_index(g, op)];
-    const struct ep_layout *lo = &g->layout;
-    int i = ep_op_index(g, op), parity = (int)(op->number % EP_PARITY), at = 0;
-    const char *own = transport_ptr(h->window, g->topo->rank);
-    bool fixed = op->mode == EP_LOW_LATENCY;
-    size_t pitch = fixed ? (size_t)lo->local * 8 : (size_t)(1 + g->p.slots) * 4;
-    if (op->state != EP_SENT || (!fixed && !ho->counting)) {
-        snprintf(buf, bytes, "%s: %llu more signals",
-                 op->state == EP_SENT ? "dispatch rows" : "combine rows",
-                 (unsigned long long)(op->state == EP_SENT
-                     ? ho->arrived_need - host_value(g, host_signal(g, i, SIG_ARRIVED))
-                     : ho->returned_need - host_value(g, host_signal(g, i, SIG_RETURNED))));
-        return;
-    }
-    at = snprintf(buf, bytes, fixed ? "dispatch rows of ranks" : "dispatch counts of ranks");
-    own += fixed ? lo->fixed_counts[i][parity] : lo->counts[i][parity];
-    for (int r = 0; r < g->topo->ranks && at >= 0 && (size_t)at < bytes; r++) {
-        uint32_t tag;
-        memcpy(&tag, own + (size_t)r * pitch, sizeof tag);
-        if (tag != (uint32_t)(op->number + 1))
-            at += snprintf(buf + at, bytes - (size_t)at, " %d", r);
+    struct text t;
+    if (op->state == EP_FREE || op->state == EP_RECEIVED) {
+        snprintf(buf, bytes, "nothing");
+    } else if (op->state == EP_RETURNED && !op->more) {
+        t = text_start(buf, bytes, "combine rows of ranks");
+        describe_returns(g, op, &t);
+    } else if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting) {
+        t = text_start(buf, bytes, "dispatch rows of ranks");
+        describe_rows(g, op, &t);
+    } else {
+        t = text_start(buf, bytes, op->mode == EP_NORMAL ? "dispatch counts of ranks"
+                                                         : "dispatch rows of ranks");
+        describe_counts(g, op, &t);
     }
 }
 

@@ -15,12 +15,23 @@ struct host_sender {
     uint64_t posted; /* ring entries put so far, for ever counting up */
 };
 
+/* A source of another node whose gateway I am. A record is a struct ep_entry with those of its
+ * struct ep_forward that ask for reduction: what the gateway sums once the rows are staged. */
+struct host_client {
+    uint64_t forwarded;   /* ring entries that I passed on */
+    uint64_t staged_need; /* ranks done staging rows of it */
+    int records, returned; /* kept, of them sent back */
+    char *record;         /* [chunk_tokens][layout.record_bytes], or NULL */
+};
+
 /* Signals count up for ever, so what an op needs is counted up for ever too. */
 struct host_op {
     struct host_sender *send; /* [nodes] */
     int32_t *need;            /* [ranks] rows of mine still to go to it in its open round */
     uint64_t *credit_used;    /* [ranks] */
-    uint64_t *forwarded;      /* [clients] ring entries that I passed on as a gateway */
+    struct host_client *client; /* [clients] */
+    int32_t *staged;          /* [ranks] rows of mine that it stages for its gateway */
+    int32_t *reducers;        /* [nodes] ranks that do */
     int32_t *begin, *total, *mine; /* [slots] of struct ep_counted */
     struct ep_counted counted;
     int32_t *count_row;       /* [1 + slots] what I tell the others */
@@ -41,7 +52,11 @@ struct host {
     int clients;
     int *my_client;   /* [nodes] my index at my gateway there */
     int *gateway;     /* [nodes] */
-    int32_t *source_rows; /* [ranks] scratch of COMBINE */
+    int *gateway_here; /* [ranks] the source's gateway into my node */
+    int *client_there; /* [ranks] the source's client index at that gateway */
+    char *gathered;   /* [topk] rows of combine_type, then their sum in FP32 */
+    struct lane quiet; /* one thread, no polling: a kernel call inside progress or a thread */
+    int32_t *source_rows, *staged_rows; /* [ranks] scratch of COMBINE */
     bool working;     /* progress is running; a hook must not enter it again */
     enum status failed; /* what progress met inside a hook */
 };
@@ -53,6 +68,7 @@ int host_signal(const struct ep_group *g, int op, enum host_signal which);
 int host_signal_credit(const struct ep_group *g, int op, int dest);
 int host_signal_ring(const struct ep_group *g, int op, int client);   /* entries, at the gateway */
 int host_signal_taken(const struct ep_group *g, int op, int node);    /* entries, at the source */
+int host_signal_staged(const struct ep_group *g, int op, int client); /* at the gateway */
 int host_signals(const struct ep_group *g);
 uint64_t host_value(const struct ep_group *g, int signal);
 
@@ -64,8 +80,13 @@ enum status host_put(struct ep_group *g, int peer, size_t offset, void *staged, 
 
 /* Writes token t's row (data, scales) and its tag. */
 void host_write_row(const struct ep_group *g, const struct ep_op *op, int index, char *row);
-/* The receive rows at `base` as a matrix. */
-struct amat host_rows(const struct ep_group *g, const char *base);
+/* Rows at `base`, `pitch` bytes apart, as a matrix. */
+struct amat host_rows(const struct ep_group *g, const char *base, size_t pitch);
+/* Where the receive buffer of a rank of my node holds a row. */
+char *host_receive_row(const struct ep_group *g, int i, int rank, int row);
+/* Notes at `offset` of the peer's window what its next signal is about, then signals. */
+enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_t stamp,
+                            int signal);
 
 /* Everything that can move now, up to `budget` rows an op (host_normal.c). */
 enum status host_progress(struct ep_group *g, int budget);
@@ -79,6 +100,12 @@ enum status host_normal_receive(struct ep_group *g, struct ep_op *op, struct ama
 enum status host_normal_next(struct ep_group *g, struct ep_op *op, struct amat *rows);
 enum status host_lowlatency_begin(struct ep_group *g, struct ep_op *op);
 enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);
+/* Decides which of my rows come back summed; returns how many COMBINE messages I shall get. */
+uint64_t host_combine_plan(struct ep_group *g, struct ep_op *op);
+/* As a gateway: signals missing before a client's sums can be made; 0 also if there are none. */
+uint64_t host_staged_missing(const struct ep_group *g, int i, int client);
+/* As a gateway: sums what the node's ranks staged for a client, up to `budget` rows. */
+enum status host_combine_reduce(struct ep_group *g, int i, int client, int budget);
 enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype y_type,
                                const void *y, int ldy);
 enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out, int ldo);

@@ -137,6 +137,6 @@ enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct
     TRY(add_counts(g, op, counts));
     pack(g, op, counts);
     op->more = false;
-    *rows = host_rows(g, h->op[i].packed);
+    *rows = host_rows(g, h->op[i].packed, g->layout.row_bytes);
     return OK;
 }

@@ -87,7 +87,7 @@ static void counts_arrived(struct ep_group *g, struct ep_op *op)
         ho->sending |= s->rounds > 0;
     }
     ho->arrived_need += sources_of_round(&ho->counted, 0);
-    ho->returned_need += (uint64_t)ep_messages_mine(&ho->counted);
+    ho->returned_need += host_combine_plan(g, op);
     ho->counting = false;
 }
 
@@ -144,23 +144,21 @@ static enum status send_near(struct ep_group *g, struct ep_op *op, int from, int
     struct host *h = g->impl;
     int i = ep_op_index(g, op), topk = g->p.topk, round = h->op[i].send[g->topo->node].round;
     int node = g->topo->node, threads = host_threads(g, (to - from) * topk);
-    size_t pitch = g->layout.row_bytes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = from; t < to; t++)
         for (int k = 0; k < topk; k++) {
             int index = t * topk + k, dest = row_dest(g, op, index, node, round);
             if (dest < 0) continue;
-            size_t row = (size_t)(op->route.row[index] - round * g->layout.cap);
-            host_write_row(g, op, index, (char *)transport_ptr(h->window, dest) +
-                                             g->layout.receive[i] + row * pitch);
+            int row = op->route.row[index] - round * g->layout.cap;
+            host_write_row(g, op, index, host_receive_row(g, i, dest, row));
         }
     for (int index = from * topk; index < to * topk; index++) {
         int dest = row_dest(g, op, index, node, round);
         if (dest < 0) continue;
-        g->stats.bytes_local += pitch;
+        g->stats.bytes_local += g->layout.row_bytes;
         if (row_done(&h->op[i], dest))
-            TRY(transport_signal(h->transport, h->window, dest, host_signal(g, i, SIG_ARRIVED),
-                                 1));
+            TRY(host_signal_end(g, dest, g->layout.arrived[i] + (size_t)g->topo->rank * 4,
+                                ep_stamp(op->number, round), host_signal(g, i, SIG_ARRIVED)));
     }
     return OK;
 }
@@ -171,14 +169,16 @@ static int fill_forwards(struct ep_group *g, struct ep_op *op, int token, int no
 {
     struct host *h = g->impl;
     struct host_op *ho = &h->op[ep_op_index(g, op)];
+    const struct ep_route *r = &op->route;
     int n = 0, round = ho->send[node].round;
     for (int k = 0; k < g->p.topk; k++) {
         int index = token * g->p.topk + k, dest = row_dest(g, op, index, node, round);
         if (dest < 0) continue;
         forward[n++] = (struct ep_forward){
-            .rank = dest, .row = op->route.row[index] - round * g->layout.cap,
-            .choice = (int16_t)k, .weight = op->route.weights[index],
-            .last = row_done(ho, dest)};
+            .rank = dest, .row = r->row[index] - round * g->layout.cap,
+            .weight = r->weights[index],
+            .place = r->reduced ? r->place[index] : (int8_t)k,
+            .reduce = r->reduced && r->reduce[index], .last = row_done(ho, dest)};
     }
     return n;
 }
@@ -200,7 +200,8 @@ static enum status send_far(struct ep_group *g, struct ep_op *op, int node, int 
         size_t at = ring + (size_t)(s->posted % (uint64_t)lo->ring) * lo->entry_bytes;
         char *e = host_stage(g, h->gateway[node], at, lo->entry_bytes);
         if (e) {
-            struct ep_entry head = {g->topo->rank, s->token, n, 0};
+            struct ep_entry head = {g->topo->rank, s->token, n, h->op[i].reducers[node],
+                                    ep_stamp(op->number, s->round)};
             memcpy(e, &head, sizeof head);
             memcpy(e + sizeof head, forward, (size_t)n * sizeof *forward);
             host_write_row(g, op, s->token * g->p.topk, e + lo->entry_row);
@@ -241,24 +242,41 @@ static enum status send_node(struct ep_group *g, struct ep_op *op, int node, int
 
 /* ---- forwarding ---- */
 
+/* Keeps which rows of a token are to be summed on their way back. */
+static void record(const struct ep_group *g, struct host_client *c, const char *entry)
+{
+    struct ep_entry head;
+    struct ep_forward f;
+    memcpy(&head, entry, sizeof head);
+    char *to = c->record + (size_t)c->records * g->layout.record_bytes;
+    int kept = 0;
+    for (int n = 0; n < head.rows; n++) {
+        memcpy(&f, entry + sizeof head + (size_t)n * sizeof f, sizeof f);
+        if (f.reduce) memcpy(to + sizeof head + (size_t)kept++ * sizeof f, &f, sizeof f);
+    }
+    if (kept == 0) return;
+    head.rows = kept;
+    memcpy(to, &head, sizeof head);
+    if (c->records++ == 0) c->staged_need += (uint64_t)head.reducers;
+}
+
 static enum status forward_entry(struct ep_group *g, int i, const char *entry)
 {
-    struct host *h = g->impl;
     const struct ep_layout *lo = &g->layout;
     struct ep_entry head;
     memcpy(&head, entry, sizeof head);
     for (int n = 0; n < head.rows; n++) {
         struct ep_forward f;
         memcpy(&f, entry + sizeof head + (size_t)n * sizeof f, sizeof f);
-        struct ep_row_tag tag = {head.source, head.token, f.choice, f.weight};
-        char *row = (char *)transport_ptr(h->window, f.rank) + lo->receive[i] +
-                    (size_t)f.row * lo->row_bytes;
-        memcpy(row, entry + lo->entry_row, lo->row_tag_at);
-        memcpy(row + lo->row_tag_at, &tag, sizeof tag);
+        struct ep_row_tag tag = {head.source, head.token, f.place, f.reduce, f.weight};
+        char *row = host_receive_row(g, i, f.rank, f.row);
+        memcpy(row, &tag, sizeof tag);
+        memcpy(row + lo->row_data_at, entry + lo->entry_row + lo->row_data_at,
+               lo->row_bytes - lo->row_data_at);
         g->stats.bytes_local += lo->row_bytes;
         if (f.last)
-            TRY(transport_signal(h->transport, h->window, f.rank,
-                                 host_signal(g, i, SIG_ARRIVED), 1));
+            TRY(host_signal_end(g, f.rank, lo->arrived[i] + (size_t)head.source * 4, head.stamp,
+                                host_signal(g, i, SIG_ARRIVED)));
     }
     return OK;
 }
@@ -267,12 +285,15 @@ static enum status forward(struct ep_group *g, int i, int client, int budget)
 {
     struct host *h = g->impl;
     const struct ep_layout *lo = &g->layout;
-    uint64_t *done = &h->op[i].forwarded[client], before = *done;
+    struct host_client *c = &h->op[i].client[client];
+    uint64_t *done = &c->forwarded, before = *done;
     uint64_t have = host_value(g, host_signal_ring(g, i, client));
     const char *ring = (const char *)transport_ptr(h->window, g->topo->rank) + lo->rings[i] +
                        (size_t)client * (size_t)lo->ring * lo->entry_bytes;
     for (; *done < have && budget > 0; budget--) {
-        TRY(forward_entry(g, i, ring + (size_t)(*done % (uint64_t)lo->ring) * lo->entry_bytes));
+        const char *entry = ring + (size_t)(*done % (uint64_t)lo->ring) * lo->entry_bytes;
+        if (lo->reduce) record(g, c, entry);
+        TRY(forward_entry(g, i, entry));
         ++*done;
     }
     if (*done == before) return OK;
@@ -297,6 +318,8 @@ static enum status progress_op(struct ep_group *g, int i, int budget)
         ho->sending = left;
     }
     for (int c = 0; c < h->clients; c++) TRY(forward(g, i, c, budget));
+    for (int c = 0; c < h->clients && g->layout.reduce; c++)
+        TRY(host_combine_reduce(g, i, c, budget));
     return OK;
 }
 
@@ -332,8 +355,7 @@ enum status host_normal_receive(struct ep_group *g, struct ep_op *op, struct ama
     TRY(host_wait(g, op, rows_missing));
     op->total = ep_round_groups(&h->op[i].counted, op->round, op->begin, op->rows);
     op->more = op->round + 1 < ep_rounds(&h->op[i].counted, g->topo->rank);
-    *rows = host_rows(g, (const char *)transport_ptr(h->window, g->topo->rank) +
-                             g->layout.receive[i]);
+    *rows = host_rows(g, host_receive_row(g, i, g->topo->rank, 0), g->layout.receive_bytes);
     return OK;
 }
 

@@ -58,7 +58,7 @@ enum status ep_params_check(struct ep_params *p)
     TRY(check_size("chunk_tokens", p->chunk_tokens, 0));
     TRY(check_size("tokens of an operation", max_int(p->max_tokens, p->chunk_tokens), 1));
     TRY(check_ranks(p));
-    if (p->topk > p->experts || p->experts % p->n_group != 0)
+    if (p->topk > EP_MAX_TOPK || p->topk > p->experts || p->experts % p->n_group != 0)
         return error_set(ERR_INPUT, "ep: %d experts do not fit topk %d and %d groups", p->experts,
                          p->topk, p->n_group);
     if (p->combine_type == DT_E4M3)
@@ -78,10 +78,13 @@ static void layout_row(const struct ep_params *p, struct ep_layout *o)
 {
     o->row_data = (size_t)p->hidden * dtype_bytes(p->dispatch_type);
     o->row_scales = p->dispatch_type == DT_E4M3 ? (size_t)fp8_blocks(p->hidden) * 4 : 0;
-    o->row_scale_at = align_up(o->row_data, 16);
-    o->row_tag_at = align_up(o->row_scale_at + o->row_scales, 16);
-    o->row_bytes = align_up(o->row_tag_at + sizeof(struct ep_row_tag), 64);
+    o->row_data_at = align_up(sizeof(struct ep_row_tag), 64);
+    o->row_scale_at = align_up(o->row_data_at + o->row_data, 16);
+    o->row_bytes = align_up(o->row_scale_at + o->row_scales, 64);
     o->y_bytes = (size_t)p->hidden * dtype_bytes(p->combine_type);
+    o->receive_bytes = o->row_bytes;
+    if (o->reduce && o->row_data_at + o->y_bytes > o->row_bytes)
+        o->receive_bytes = align_up(o->row_data_at + o->y_bytes, 64);
     o->entry_row = align_up(sizeof(struct ep_entry) +
                             (size_t)p->topk * sizeof(struct ep_forward), 64);
     o->entry_bytes = o->entry_row + o->row_bytes;
@@ -100,13 +103,21 @@ static int layout_cap(const struct ep_params *p, const struct ep_layout *o)
     return (int)align_up((size_t)max_int((int)cap, 1), (size_t)p->row_align);
 }
 
-void ep_layout_fill(const struct ep_params *p, int clients, struct ep_layout *o)
+bool ep_reduce_possible(const struct ep_params *p)
+{
+    /* EPLB keeps groups whole when the nodes divide them. */
+    return p->nodes > 1 && p->n_group > 1 && p->n_group % p->nodes == 0 && p->topk > 1 &&
+           p->chunk_tokens > 0;
+}
+
+void ep_layout_fill(const struct ep_params *p, int clients, bool reduce, struct ep_layout *o)
 {
     int R = p->ep_size;
     size_t end = 0, counts = (size_t)R * (size_t)(1 + p->slots) * 4;
     memset(o, 0, sizeof *o);
     o->ranks = R;
     o->local = p->slots / R;
+    o->reduce = reduce;
     o->tokens = max_int(p->max_tokens, p->chunk_tokens);
     o->fixed_slots = R > 1 && p->max_tokens > 0;
     bool normal = R == 1 || p->chunk_tokens > 0;
@@ -117,7 +128,9 @@ void ep_layout_fill(const struct ep_params *p, int clients, struct ep_layout *o)
     o->part_rows = p->max_tokens * min_int(p->topk, o->local);
     for (int op = 0; op < EP_OPS; op++) {
         o->y[op] = take(&end, (size_t)o->tokens * (size_t)p->topk * o->y_bytes);
-        if (normal) o->receive[op] = take(&end, (size_t)o->cap * o->row_bytes);
+        o->returned[op] = take(&end, (size_t)(R + p->nodes) * 4);
+        o->arrived[op] = take(&end, (size_t)R * 4);
+        if (normal) o->receive[op] = take(&end, (size_t)o->cap * o->receive_bytes);
         if (o->clients)
             o->rings[op] = take(&end, (size_t)o->clients * (size_t)o->ring * o->entry_bytes);
         if (o->fixed_slots)
@@ -131,8 +144,11 @@ void ep_layout_fill(const struct ep_params *p, int clients, struct ep_layout *o)
     o->window_bytes = end;
     if (o->fixed_slots)
         o->packed = R * o->part_rows + o->local * (p->row_align - 1);
+    if (o->reduce)
+        o->record_bytes = sizeof(struct ep_entry) + (size_t)p->topk * sizeof(struct ep_forward);
     o->heap_bytes = EP_OPS * ((size_t)o->packed * o->row_bytes +
-                              (size_t)o->tokens * (size_t)p->topk * 5 * 4 +
+                              (size_t)o->clients * (size_t)p->chunk_tokens * o->record_bytes +
+                              (size_t)o->tokens * (size_t)p->topk * (5 * 4 + 2) +
                               (size_t)p->slots * 6 * 4 + (size_t)R * 16);
 }
 
@@ -142,6 +158,7 @@ void ep_table_free(struct ep_table *t)
 {
     free(t->first);
     free(t->slot);
+    free(t->home);
     memset(t, 0, sizeof *t);
 }
 
@@ -160,20 +177,21 @@ static enum status table_check(const struct ep_table *t, int ep_size)
     return OK;
 }
 
-enum status ep_table_init(struct ep_table *t, int experts, int ep_size,
-                          const struct ep_placement *placement)
+enum status ep_table_init(struct ep_table *t, int experts, int slots, int ep_size,
+                          const int32_t *expert_of_slot)
 {
-    int slots = placement->slots;
     *t = (struct ep_table){.experts = experts, .slots = slots};
     t->first = calloc((size_t)experts + 2, sizeof *t->first);
     t->slot = calloc((size_t)slots, sizeof *t->slot);
-    if (!t->first || !t->slot) {
+    t->home = malloc((size_t)experts * sizeof *t->home);
+    if (!t->first || !t->slot || !t->home) {
         ep_table_free(t);
         return error_set(ERR_RESOURCE, "out of memory for %d expert slots", slots);
     }
     enum status st = OK;
+    for (int e = 0; e < experts; e++) t->home[e] = -1;
     for (int s = 0; s < slots && st == OK; s++) {
-        int e = placement->expert_of_slot[s];
+        int e = expert_of_slot[s];
         if (e < 0 || e >= experts)
             st = error_set(ERR_INPUT, "expert placement: slot %d holds expert %d of %d", s, e,
                            experts);
@@ -183,16 +201,30 @@ enum status ep_table_init(struct ep_table *t, int experts, int ep_size,
     /* first[e + 1] is where expert e's next slot goes, and ends as its end. */
     for (int e = 0; e < experts && st == OK; e++) t->first[e + 2] += t->first[e + 1];
     for (int s = 0; s < slots && st == OK; s++)
-        t->slot[t->first[placement->expert_of_slot[s] + 1]++] = s;
+        t->slot[t->first[expert_of_slot[s] + 1]++] = s;
     if (st == OK) st = table_check(t, ep_size);
     if (st != OK) ep_table_free(t);
     return st;
 }
 
-void ep_choose_default(void *table, int rank, int m, int topk, const int32_t *ids,
+bool ep_table_homes(struct ep_table *t, int n_group, int local, const int *node_of)
+{
+    int size = t->experts / n_group;
+    bool any = false;
+    for (int e = 0; e < t->experts; e += size) {
+        int node = node_of[t->slot[t->first[e]] / local];
+        for (int i = t->first[e]; i < t->first[e + size]; i++)
+            if (node_of[t->slot[i] / local] != node) node = -1;
+        for (int i = 0; i < size; i++) t->home[e + i] = node;
+        any |= node >= 0;
+    }
+    return any;
+}
+
+void ep_choose_default(void *tables, int layer, int rank, int m, int topk, const int32_t *ids,
                        int32_t *slots)
 {
-    const struct ep_table *t = table;
+    const struct ep_table *t = (const struct ep_table *)tables + layer;
     for (int i = 0; i < m; i++)
         for (int k = 0; k < topk; k++) {
             int e = ids[(size_t)i * (size_t)topk + (size_t)k];
@@ -212,6 +244,8 @@ void ep_route_free(struct ep_route *r)
     free(r->order);
     free(r->first);
     free(r->row);
+    free(r->place);
+    free(r->reduce);
     memset(r, 0, sizeof *r);
 }
 
@@ -225,7 +259,11 @@ enum status ep_route_init(struct ep_route *r, int tokens, int topk, int slots)
     r->order = calloc(n, sizeof *r->order);
     r->row = calloc(n, sizeof *r->row);
     r->first = calloc((size_t)slots + 2, sizeof *r->first);
-    if (r->ids && r->slot && r->weights && r->order && r->row && r->first) return OK;
+    r->place = calloc(n, sizeof *r->place);
+    r->reduce = calloc(n, sizeof *r->reduce);
+    if (r->ids && r->slot && r->weights && r->order && r->row && r->first && r->place &&
+        r->reduce)
+        return OK;
     ep_route_free(r);
     return error_set(ERR_RESOURCE, "out of memory for the routing of %d tokens", tokens);
 }
@@ -237,6 +275,38 @@ void ep_route_sort(struct ep_route *r)
     for (int i = 0; i < n; i++) r->first[r->slot[i] + 2]++;
     for (int s = 0; s < r->slots; s++) r->first[s + 2] += r->first[s + 1];
     for (int i = 0; i < n; i++) r->order[r->first[r->slot[i] + 1]++] = i;
+}
+
+/* One token: rows of a group that share a place are given it by the first of them. */
+static bool reduce_token(const int32_t *ids, int topk, const struct ep_table *t, int size,
+                         const bool *node_reduces, int8_t *place, int8_t *reduce)
+{
+    int places = 0;
+    bool any = false;
+    for (int k = 0; k < topk; k++) {
+        int home = t->home[ids[k]], first = k;
+        bool alone = true;
+        for (int j = 0; j < topk; j++) {
+            if (j == k || ids[j] / size != ids[k] / size) continue;
+            alone = false;
+            if (j < first) first = j;
+        }
+        reduce[k] = !alone && home >= 0 && node_reduces[home];
+        place[k] = reduce[k] && first < k ? place[first] : (int8_t)places++;
+        any |= reduce[k];
+    }
+    return any;
+}
+
+void ep_route_reduce(struct ep_route *r, const struct ep_table *t, int n_group,
+                     const bool *node_reduces)
+{
+    r->reduced = false;
+    for (int i = 0; i < r->m; i++) {
+        size_t at = (size_t)i * (size_t)r->topk;
+        r->reduced |= reduce_token(r->ids + at, r->topk, t, t->experts / n_group, node_reduces,
+                                   r->place + at, r->reduce + at);
+    }
 }
 
 /* ---- counts ---- */

@@ -42,15 +42,23 @@ static enum status forward_compute(void *ctx, const struct op *op)
     }
 }
 
+/* The layer's number among those with experts. */
+static int moe_layer(const struct model_config *cfg, int layer)
+{
+    int n = 0;
+    for (int l = 0; l < layer; l++) n += model_config_layer_is_moe(cfg, l);
+    return n;
+}
+
 static enum status forward_begin(void *ctx, const struct op *op)
 {
     struct forward *f = ctx;
     struct model *m = f->m;
     struct microbatch *b = &m->mb[op->mb];
     if (op->stage == STAGE_DISPATCH) {
-        f->choose_layer = op->layer;
-        return ep_dispatch_begin(m->ep, op->mb, f->decode ? EP_LOW_LATENCY : EP_NORMAL, b->m,
-                                 &b->payload, b->ids, b->gate_weight);
+        int layer = moe_layer(m->cfg, op->layer);
+        return ep_dispatch_begin(m->ep, op->mb, layer, f->decode ? EP_LOW_LATENCY : EP_NORMAL,
+                                 b->m, &b->payload, b->ids, b->gate_weight);
     }
     return ep_combine_begin(m->ep, op->mb, DT_F32, b->expert_out, m->cfg->hidden);
 }
@@ -63,11 +71,11 @@ static enum status forward_finish(void *ctx, const struct op *op)
     return ep_combine_finish(f->m->ep, op->mb, b->moe, f->m->cfg->hidden);
 }
 
-static void choose_slots(void *arg, int rank, int rows, int topk, const int32_t *ids,
+static void choose_slots(void *arg, int layer, int rank, int rows, int topk, const int32_t *ids,
                          int32_t *slots)
 {
     const struct forward *f = arg;
-    const struct replica_table *t = &f->replica[f->choose_layer];
+    const struct replica_table *t = &f->replica[layer];
     (void)rank;
     for (int i = 0; i < rows; i++)
         for (int k = 0; k < topk; k++)

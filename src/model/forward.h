@@ -15,8 +15,7 @@
 struct forward {
     struct model *m;
     bool decode;                      /* absorbed attention and low-latency all-to-all */
-    struct replica_table *replica;    /* [layers] which slot takes a token; borrowed */
-    int choose_layer;                 /* layer of the dispatch that is being begun */
+    struct replica_table *replica;    /* [MoE layers] which slot takes a token; borrowed */
     /* KV of `layer` is written for all rows of the micro-batch. May be NULL. */
     enum status (*layer_done)(void *arg, int mb, int layer);
     /* The residual of micro-batch mb is final: logits and sampling. */
@@ -27,7 +26,7 @@ struct forward {
     int rounds;                       /* most receive rounds of an operation in this step */
 };
 
-/* replica: [layers], rows of dense layers unused. now(arg): clock for times and traces. */
+/* replica: [MoE layers]; m->ep has the placement of as many layers. now(arg): clock for times and traces. */
 void forward_init(struct forward *f, struct model *m, struct replica_table *replica,
                   double (*now)(void *arg), void *arg);
 void forward_free(struct forward *f);

@@ -76,7 +76,8 @@ static void make_experts(struct fixture *x)
         if (!model_config_layer_is_moe(c, l)) continue;
         memcpy(slots + l * c->experts, placement_slots(&x->place, moe),
                (size_t)c->experts * sizeof *slots);
-        must(replica_table_build(&x->place, moe++, 1, 0, &x->replica[l]));
+        must(replica_table_build(&x->place, moe, 1, 0, &x->replica[moe]));
+        moe++;
     }
     must(weights_pack_shared(&x->w, 0, 1, 1));
     must(weights_pack_experts(&x->w, slots, 1));
@@ -110,7 +111,7 @@ static void fixture_open(struct fixture *x, const char *dir, enum isa isa, enum 
                           .recv_rows_factor = 2,
                           .dispatch_type = model_dispatch_type(num, x->w.experts_fp8),
                           .combine_type = model_combine_type(num)};
-    struct ep_placement ep_place = {c->experts, placement_slots(&x->place, 0)};
+    struct ep_placement ep_place = {c->experts, x->place.shape.layers, x->place.slot_expert};
     must(ep_create(&p, &ep_place, &x->waiter, &x->k, &x->lane, &x->ep));
     size_t page = model_page_bytes(c, model_kv_type(num), PAGE_TOKENS);
     x->cache = dev->alloc(dev, page * PAGES);

@@ -146,28 +146,68 @@ static void test_table(void **state)
     struct ep_table t;
     int32_t slots[4];
     (void)state;
-    struct ep_placement p = {6, experts};
-    assert_int_equal(ep_table_init(&t, 4, 2, &p), OK);
-    ep_choose_default(&t, 0, 2, 2, ids, slots);
+    assert_int_equal(ep_table_init(&t, 4, 6, 2, experts), OK);
+    ep_choose_default(&t, 0, 0, 2, 2, ids, slots);
     assert_int_equal(slots[0], 0); /* expert 0: slots 0, 5; (rank 0 + token 0) mod 2 */
     assert_int_equal(slots[1], 3);
     assert_int_equal(slots[2], 4); /* expert 1: slots 1, 4; token 1 */
     assert_int_equal(slots[3], 2);
-    ep_choose_default(&t, 1, 2, 2, ids, slots);
+    ep_choose_default(&t, 0, 1, 2, 2, ids, slots);
     assert_int_equal(slots[0], 5);
     assert_int_equal(slots[2], 1);
     ep_table_free(&t);
-    p.expert_of_slot = missing;
-    assert_int_equal(ep_table_init(&t, 4, 2, &p), ERR_INPUT);
+    assert_int_equal(ep_table_init(&t, 4, 6, 2, missing), ERR_INPUT);
     assert_non_null(strstr(error_text(), "expert 3 has no slot"));
     error_clear();
-    p.expert_of_slot = twice;
-    assert_int_equal(ep_table_init(&t, 4, 2, &p), ERR_INPUT);
+    assert_int_equal(ep_table_init(&t, 4, 6, 2, twice), ERR_INPUT);
     assert_non_null(strstr(error_text(), "rank 0 holds expert 1 twice (slots 1, 2)"));
     error_clear();
-    p.expert_of_slot = wild;
-    assert_int_equal(ep_table_init(&t, 4, 2, &p), ERR_INPUT);
+    assert_int_equal(ep_table_init(&t, 4, 6, 2, wild), ERR_INPUT);
     error_clear();
+}
+
+/* 8 experts in 4 groups on 4 ranks of 2 nodes: group 0 is whole on node 0, group 2 on node 1 but
+ * for a replica elsewhere, group 3 whole on node 1, group 1 apart. */
+static void test_reduce(void **state)
+{
+    static const int32_t experts[] = {0, 1, 2, 0, 4, 5, 1, 3, 6, 4, 5, 7};
+    static const int node_of[] = {0, 0, 1, 1};
+    static const int32_t home[] = {0, 0, -1, -1, -1, -1, 1, 1};
+    static const int32_t ids[] = {6, 0, 2, 7, 1,  0, 1, 2, 3, 4,  7, 1, 5, 0, 6};
+    static const int8_t place[] = {0, 1, 2, 0, 3,  0, 1, 2, 3, 4,  0, 1, 2, 3, 0};
+    static const int8_t reduce[] = {1, 0, 0, 1, 0,  0, 0, 0, 0, 0,  1, 0, 0, 0, 1};
+    static const int8_t both[] = {0, 1, 2, 0, 1,  0, 0, 1, 2, 3,  0, 1, 2, 1, 0};
+    const bool far[] = {false, true}, none[] = {false, false}, all[] = {true, true};
+    struct ep_table t;
+    struct ep_route r;
+    (void)state;
+    /* Slots 3 a rank: ranks 0, 1 (node 0) hold slots 0-5, ranks 2, 3 hold 6-11. */
+    int32_t local[12];
+    memcpy(local, experts, sizeof local);
+    local[6] = 2; /* expert 1 stays on node 0: group 0 is whole there */
+    assert_int_equal(ep_table_init(&t, 8, 12, 4, local), OK);
+    for (int e = 0; e < 8; e++) assert_int_equal(t.home[e], -1);
+    assert_true(ep_table_homes(&t, 4, 3, node_of));
+    for (int e = 0; e < 8; e++) assert_int_equal(t.home[e], home[e]);
+    assert_int_equal(ep_route_init(&r, 3, 5, 12), OK);
+    r.m = 3;
+    memcpy(r.ids, ids, sizeof ids);
+    ep_route_reduce(&r, &t, 4, far);
+    assert_true(r.reduced);
+    assert_memory_equal(r.place, place, sizeof place);
+    assert_memory_equal(r.reduce, reduce, sizeof reduce);
+    ep_route_reduce(&r, &t, 4, all);
+    assert_memory_equal(r.place, both, sizeof both);
+    ep_route_reduce(&r, &t, 4, none);
+    assert_false(r.reduced);
+    ep_route_free(&r);
+    ep_table_free(&t);
+    /* A replica on the other node: no longer whole. */
+    assert_int_equal(ep_table_init(&t, 8, 12, 4, experts), OK);
+    assert_true(ep_table_homes(&t, 4, 3, node_of));
+    assert_int_equal(t.home[0], -1);
+    assert_int_equal(t.home[6], 1);
+    ep_table_free(&t);
 }
 
 /* DeepSeek-V3's decode unit. */
@@ -186,11 +226,12 @@ static void test_sizes(void **state)
     struct ep_layout o;
     (void)state;
     assert_int_equal(ep_params_check(&p), OK);
-    ep_layout_fill(&p, 0, &o);
+    ep_layout_fill(&p, 0, false, &o);
     assert_int_equal(o.row_data, 7168);
     assert_int_equal(o.row_scales, 56 * 4);
     assert_int_equal(o.row_bytes % 64, 0);
-    assert_true(o.row_bytes >= o.row_tag_at + sizeof(struct ep_row_tag));
+    assert_true(o.row_data_at >= sizeof(struct ep_row_tag));
+    assert_true(o.row_bytes >= o.row_scale_at + o.row_scales);
     assert_int_equal(o.part_rows, 64 * 2); /* two slots a rank: a token has two rows there */
     assert_int_equal(ep_memory(&p, &m), OK);
     assert_int_equal(m.window, o.window_bytes);
@@ -201,16 +242,48 @@ static void test_sizes(void **state)
     n.max_tokens = 0;
     n.chunk_tokens = 1000;
     assert_int_equal(ep_params_check(&n), OK);
-    ep_layout_fill(&n, 0, &o);
+    ep_layout_fill(&n, 0, false, &o);
     assert_int_equal(o.cap, 16000);
     n.recv_rows_factor = 1e6;
-    ep_layout_fill(&n, 0, &o);
+    ep_layout_fill(&n, 0, false, &o);
     assert_int_equal(o.cap, 32 * 1000 * 8);
     n.slots = 256;
     n.ep_size = 1;
-    ep_layout_fill(&n, 0, &o);
+    ep_layout_fill(&n, 0, false, &o);
+    assert_int_equal(o.receive_bytes, o.row_bytes);
     assert_int_equal(o.cap, 1000 * 8); /* alone: exactly its own rows, no fixed parts */
     assert_false(o.fixed_slots);
+}
+
+/* Reduction inside nodes: outputs fit in the rows of the receive buffer, all is counted. */
+static void test_reduce_sizes(void **state)
+{
+    struct ep_params p = v3(32);
+    struct ep_memory with, without;
+    struct ep_layout o;
+    (void)state;
+    p.max_tokens = 0;
+    p.chunk_tokens = 1000;
+    p.nodes = 4;
+    assert_int_equal(ep_params_check(&p), OK);
+    assert_true(ep_reduce_possible(&p));
+    ep_layout_fill(&p, 3, true, &o);
+    assert_true(o.receive_bytes >= o.row_data_at + o.y_bytes);
+    assert_int_equal(o.receive_bytes % 64, 0);
+    assert_int_equal(ep_memory(&p, &with), OK);
+    assert_int_equal(with.window, o.window_bytes);
+    assert_int_equal(with.heap, o.heap_bytes);
+    p.n_group = 1;
+    assert_false(ep_reduce_possible(&p));
+    assert_int_equal(ep_memory(&p, &without), OK);
+    assert_true(with.window - without.window >= 2 * 16000 * (o.receive_bytes - o.row_bytes));
+    assert_true(with.heap - without.heap >= 2 * 3 * 1000 * o.record_bytes);
+    p.n_group = 8;
+    p.nodes = 3; /* EPLB would not keep groups whole */
+    assert_false(ep_reduce_possible(&p));
+    printf("#   EP32 on 4 nodes, 1000 tokens: window %.1f MiB, heap %.1f MiB; rows only: %.1f, "
+           "%.1f\n", (double)with.window / 1048576, (double)with.heap / 1048576,
+           (double)without.window / 1048576, (double)without.heap / 1048576);
 }
 
 static void test_refusals(void **state)
@@ -242,6 +315,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_places), cmocka_unit_test(test_route), cmocka_unit_test(test_table),
-        cmocka_unit_test(test_sizes), cmocka_unit_test(test_refusals)};
+        cmocka_unit_test(test_reduce), cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_reduce_sizes), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
