@@ -7,6 +7,7 @@
 #include "cmd/cmd.h"
 #include "cmd/cmd_model.h"
 #include "cmd/mpi_start.h"
+#include "cmd/report.h"
 #include "config/options.h"
 #include "core/log.h"
 
@@ -27,6 +28,7 @@ static const struct cmd cmds[] = {
     {"bench", "time the kernels and the all-to-all, each verified first", cmd_bench,
      cmd_bench_needs_mpi},
     {"model", "make a checkpoint of any shape, show one", cmd_model, NULL},
+    {"report", "a results file as a table, and as a page of charts", cmd_report, NULL},
     {NULL, NULL, NULL, NULL},
 };
 

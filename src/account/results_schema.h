@@ -1,4 +1,5 @@
-/* results_schema.h - tables and columns of the results file. Private to account/. */
+/* results_schema.h - tables and columns of the results file. Private to account/
+ * and to cmd/report_read.c, which reads whole files by the same list. */
 #ifndef ACCOUNT_RESULTS_SCHEMA_H
 #define ACCOUNT_RESULTS_SCHEMA_H
 

@@ -16,6 +16,11 @@ static int histogram_bucket(double value)
     return i < HISTOGRAM_BUCKETS ? (int)i : HISTOGRAM_BUCKETS - 1;
 }
 
+double histogram_edge(int bucket)
+{
+    return HIST_LOW * pow(HIST_STEP, bucket);
+}
+
 void histogram_add(struct histogram *h, double value)
 {
     if (isnan(value)) return;

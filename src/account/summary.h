@@ -28,6 +28,7 @@ struct histogram {
 void histogram_add(struct histogram *h, double value);
 double histogram_mean(const struct histogram *h);                /* NaN when empty */
 double histogram_quantile(const struct histogram *h, double q); /* q in [0, 1]; NaN when empty */
+double histogram_edge(int bucket); /* its lower edge; bucket + 1 for the upper one */
 
 struct spread { /* over ranks, or over steps */
     double min, max, sum;

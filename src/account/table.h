@@ -1,5 +1,6 @@
 /* table.h - append-only HDF5 datasets: a table of rows (compound type) or a plain array, chunked,
- * shuffled, deflated, extensible, one-dimensional. Private to account/.
+ * shuffled, deflated, extensible, one-dimensional. Private to account/
+ * and to cmd/report_read.c (columns and row types only).
  *
  * A table buffers one chunk of rows and writes whole chunks, so each chunk is compressed once.
  * It owns its HDF5 identifiers until table_close().
