@@ -1,0 +1,102 @@
+/* sim.h - days of a cluster, request by request, in simulated time.
+ *
+ * Time runs in epochs (0.1 s). In an epoch every unit advances alone: a prefill unit fills chunks
+ * from its queue and steps, a decode unit admits, steps and finishes requests (a wheel of finish
+ * steps makes that O(1) a request). At its end, requests move on: arrivals to prefill units,
+ * prefilled prompts to decode units, both spread by the unit loads of the epoch before so that the
+ * loads even out (the fluid limit of balance/'s greedy pick: millions of requests share a choice).
+ * Admission is balance/decode_balance_admits itself, a chunk is filled as prefill_chunk_fill does.
+ * A router's choice therefore is up to an epoch old, and a request waits up to an epoch for each.
+ *
+ * The prefix cache has one entry per conversation, as many pages as its last prompt had full, and
+ * forgets the least recently prefilled second first.
+ *
+ * Units are spread over the ranks of an exchange; results are the same bits for any number of
+ * ranks: every counter is an integer, every order is by unit. No I/O, no wall clock but for
+ * progress. The result belongs to the caller (sim_result_free); everything else to sim_run.
+ */
+#ifndef CLUSTER_SIM_H
+#define CLUSTER_SIM_H
+
+#include "cluster/autoscale.h"
+#include "cluster/exchange.h"
+#include "cluster/sim_time.h"
+#include "cluster/workload.h"
+#include "cluster/workload_trace.h"
+
+#include <stdbool.h>
+
+enum { SIM_MAX_UNITS = 1024, SIM_HIST = 1024 };
+
+struct sim_role {
+    int max_units;        /* that may ever be in service */
+    int gpus;             /* of one unit */
+    int nodes;            /* of one unit */
+    int tokens_per_gpu;   /* prefill: chunk; decode: largest batch */
+    double imbalance;     /* the busiest rank's load over the mean: prefill tokens, decode requests */
+    struct sim_time time; /* a step's seconds by load of one GPU */
+};
+
+struct sim_config {
+    const struct workload *workload;    /* sessions; borrowed */
+    const struct arrival_curve *curve;  /* borrowed; with `trace` unused */
+    const struct workload_trace *trace; /* NULL: sessions by the curve */
+    double requests;                    /* of all the hours simulated, by the curve */
+    double start_hour;                  /* hour of day at time 0 */
+    double hours, warmup_s, epoch_s;
+    uint64_t seed;
+    struct sim_role prefill, decode;
+    double tokens_per_step;             /* of a decoding request; above 1 with MTP */
+    double kv_pages_per_gpu;            /* decode; pages of WORKLOAD_PAGE_TOKENS */
+    double high_water;                  /* share of the pages that admission may promise */
+    double transfer_s_per_token;        /* prompt's KV from prefill to decode */
+    double cache_pages;                 /* of the prefix cache; 0: forgets nothing */
+    struct node_plan *plan;             /* which units are in service when; borrowed, advanced */
+    double progress_s;                  /* wall seconds between lines; 0: none */
+};
+
+/* What happened in a minute, all units together. Integers, summed over ranks. Tokens with MTP
+ * are counted in 1/1024. */
+enum sim_counter {
+    SIM_ARRIVALS, SIM_STARTED_SESSIONS, SIM_HIT, SIM_MISS, SIM_OUTPUT_Q10, SIM_KV_READ_Q10,
+    SIM_PREFILL_BUSY_US, SIM_DECODE_BUSY_US, SIM_PREFILL_STEPS, SIM_DECODE_STEPS,
+    SIM_FINISHED, SIM_TTFT_TICKS, SIM_TTFT_COUNT, SIM_TPOT_TICKS, SIM_TPOT_TOKENS,
+    SIM_MOVED, SIM_CACHE_LOST,
+    /* states at the end of the minute */
+    SIM_PREFILL_QUEUE, SIM_PREFILL_QUEUE_TOKENS, SIM_DECODE_WAITING, SIM_DECODE_RUNNING,
+    SIM_KV_PAGES, SIM_THINKING, SIM_CACHE_PAGES,
+    SIM_COUNTERS
+};
+
+struct sim_minute {
+    int64_t n[SIM_COUNTERS];
+    int32_t prefill_units, decode_units;   /* that are paid for, at the end of the minute */
+    int64_t prefill_node_ms, decode_node_ms; /* paid during it */
+    float ttft_s[3], tpot_s[3];            /* p50, p90, p99 of those finished in it; NaN */
+};
+
+/* A unit's hour. */
+struct sim_unit_hour {
+    int64_t requests, tokens_q10, busy_us, steps;
+};
+
+struct sim_result {
+    int minutes, hours, units_prefill, units_decode;
+    struct sim_minute *minute;   /* [minutes] */
+    struct sim_unit_hour *unit;  /* [hours, units_prefill + units_decode] */
+    int64_t *ttft_hist, *tpot_hist; /* [hours, SIM_HIST]: log buckets, see sim_hist_value */
+    int64_t total[SIM_COUNTERS]; /* sums over the minutes (states: of the last) */
+    int64_t requests_simulated;  /* warm-up included, finished or not */
+    int64_t peak_bytes;          /* of the simulation's own tables, all ranks */
+    double wall_s, cpu_s;        /* this rank */
+};
+
+enum status sim_run(const struct sim_config *cfg, const struct exchange *ex,
+                    struct sim_result *out);
+void sim_result_free(struct sim_result *r);
+
+/* Buckets are 1/32 octave wide. */
+int sim_hist_bucket(uint32_t ticks);
+double sim_hist_quantile(const int64_t *hist, double q); /* ticks; NaN when empty */
+
+#endif

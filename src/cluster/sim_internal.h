@@ -1,0 +1,161 @@
+/* sim_internal.h - the parts of a running simulation. Private to sim*.c.
+ *
+ * Who does what: sim.c owns the epochs, arrivals and results; sim_route.c spreads requests over
+ * units and ranks; sim_prefill.c and sim_decode.c are the units; sim_cache.c the prefix cache.
+ * Times are seconds since the simulation's start (warm-up included) unless named otherwise.
+ */
+#ifndef CLUSTER_SIM_INTERNAL_H
+#define CLUSTER_SIM_INTERNAL_H
+
+#include "balance/decode_balance.h"
+#include "cluster/sim.h"
+
+enum { WHEEL = 65536, ROUTE_SLOTS = 1024, CACHE_AHEAD = 4 };
+
+/* Requests in order of arrival, by value. */
+struct sim_queue {
+    struct sim_request *r; /* [cap], cap a power of two; owned */
+    uint32_t cap, head, n;
+};
+
+/* A decode unit's and a session's requests: nodes of linked lists; index 0 is none. */
+struct sim_pool {
+    struct sim_request *r; /* [cap]; owned */
+    uint32_t cap, used, free_head;
+};
+
+struct prefill_unit {
+    int id;
+    struct sim_queue queue;
+    int64_t work;         /* queued and unfinished: tokens + pairs / 8192 */
+    int64_t queued_tokens;
+    double clock;         /* end of the step under way, or idle since */
+    bool stepping;
+    uint32_t finishing;   /* requests at the queue's head that the step completes */
+    uint32_t partial;     /* tokens of the next one that it computes */
+    int64_t step_work, step_tokens;
+    uint64_t dealt;       /* requests sent on, for the router's sequence */
+};
+
+struct decode_unit {
+    int id;
+    struct sim_queue waiting;
+    struct decode_balance balance; /* one rank: the whole unit */
+    double clock;
+    uint64_t step;
+    int64_t running, kv_tokens_q10, waiting_pages;
+    uint32_t *wheel;      /* [WHEEL] lists by step of finish; owned */
+    uint64_t dealt;
+};
+
+/* Where sessions start and come back: one beside each decode unit. */
+struct lane {
+    uint64_t key, drawn, dealt;
+    uint32_t *wheel;      /* [WHEEL] lists by epoch of arrival; owned */
+};
+
+/* Requests leaving for other units, by kind, for one destination rank. */
+enum sim_box { BOX_MOVED_PREFILL, BOX_ARRIVING, BOX_MOVED_DECODE, BOX_PREFILLED, BOXES };
+struct sim_outbox {
+    struct sim_request *r[BOXES]; /* owned */
+    uint32_t n[BOXES], cap[BOXES];
+    char *message;                /* owned */
+    size_t message_cap;
+};
+
+/* Head of a message between ranks: summed over ranks into the view of the next epoch. */
+enum { HEAD_DUE, HEAD_CACHE, HEAD_OLDEST, HEAD_LOADS = HEAD_OLDEST + CACHE_AHEAD };
+
+struct sim {
+    const struct sim_config *cfg;
+    const struct exchange *ex;
+    int np, nd;                   /* units that may exist */
+    int p0, p1, d0, d1;           /* own units */
+    struct prefill_unit *prefill; /* [p1 - p0] */
+    struct decode_unit *decode;   /* [d1 - d0] */
+    struct lane *lane;            /* [d1 - d0] */
+    struct sim_pool pool;
+    struct sim_outbox *out;       /* [ranks] */
+    struct exchange_part *send, *recv; /* [ranks] */
+    int64_t *head;                /* [HEAD_LOADS + np + nd] own part for the next exchange */
+    int64_t *view;                /* the same, summed: loads of the epoch before */
+    int64_t last_routed[2];       /* own + others' load routed in the last epoch, by role */
+    int64_t routed[2];
+    uint16_t slots_p[ROUTE_SLOTS], slots_d[ROUTE_SLOTS];
+    uint32_t due[WHEEL];          /* returning requests by epoch, own lanes */
+    /* time */
+    int64_t epoch, epoch_ms, warmup_ms, end_ms;
+    double t0, t1;                /* of this epoch */
+    /* prefix cache */
+    int64_t *cache;               /* [seconds] own share of pages by second of last use; owned */
+    int64_t cache_pages;          /* own share */
+    int64_t cache_seconds, cache_oldest;
+    /* expected decode pages */
+    double mean_output;
+    int64_t pages_per_request;
+    int tps_q10;
+    size_t trace_at;
+    uint8_t *trace_seen;          /* [max_block] */
+    /* accounting */
+    bool recording;
+    int hour;                     /* of the result */
+    int64_t count[SIM_COUNTERS];
+    int64_t ttft[SIM_HIST], tpot[SIM_HIST];
+    int64_t node_ms[2];
+    int64_t requests;
+    struct sim_result *result;
+};
+
+uint32_t sim_output_of(const struct sim *s, const struct sim_request *r);
+
+/* sim_queue.c */
+enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r);
+static inline struct sim_request *sim_queue_at(const struct sim_queue *q, uint32_t i)
+{
+    return &q->r[(q->head + i) & (q->cap - 1)];
+}
+static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
+{
+    q->head = (q->head + n) & (q->cap - 1);
+    q->n -= n;
+}
+/* A node, or 0 without memory. */
+uint32_t sim_pool_take(struct sim_pool *p);
+static inline void sim_pool_give(struct sim_pool *p, uint32_t i)
+{
+    p->r[i].next = p->free_head;
+    p->free_head = i;
+}
+
+/* sim_route.c */
+void sim_route_prepare(struct sim *s); /* slots from the view */
+enum status sim_route_prefill(struct sim *s, enum sim_box box, uint64_t *dealt,
+                              struct sim_request *r);
+enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
+                             struct sim_request *r);
+enum status sim_route_exchange(struct sim *s); /* swap and deliver */
+
+/* sim_prefill.c */
+int64_t prefill_request_work(const struct sim_request *r);
+enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
+                                 const struct sim_request *r);
+enum status prefill_unit_advance(struct sim *s, struct prefill_unit *u);
+enum status prefill_unit_empty(struct sim *s, struct prefill_unit *u); /* moves all elsewhere */
+
+/* sim_decode.c */
+enum status decode_unit_init(struct sim *s, struct decode_unit *u, int id);
+void decode_unit_free(struct decode_unit *u);
+int64_t decode_request_load(const struct sim *s, const struct sim_request *r);
+int64_t decode_unit_load(const struct sim *s, const struct decode_unit *u);
+enum status decode_unit_receive(struct sim *s, struct decode_unit *u,
+                                const struct sim_request *r);
+enum status decode_unit_advance(struct sim *s, struct decode_unit *u);
+enum status decode_unit_empty(struct sim *s, struct decode_unit *u);
+
+/* sim_cache.c */
+void sim_cache_lookup(struct sim *s, struct sim_request *r);
+void sim_cache_touch(struct sim *s, struct sim_request *r, double t);
+void sim_cache_head(struct sim *s);  /* own figures into s->head */
+void sim_cache_evict(struct sim *s); /* by the summed figures in s->view */
+
+#endif
