@@ -13,9 +13,7 @@ static const char style[] =
     "h1{font-size:22px;margin:8px 0 2px}\n"
     "h2{font-size:17px;margin:34px 0 4px;padding-top:12px;border-top:1px solid #dde1e7}\n"
     "p{margin:2px 0 10px;color:#4a5363;max-width:900px}\n"
-    "svg{display:inline-block;max-width:100%;height:auto;margin:6px 16px 8px 0;"
-    "vertical-align:top}\n"
-    "main svg:nth-child(n){margin-right:0}\n"
+    "svg{display:inline-block;max-width:100%;height:auto;margin:6px 0 8px;vertical-align:top}\n"
     ".row{display:flex;flex-wrap:wrap;gap:0 20px}\n"
     ".verdict{display:inline-block;padding:4px 12px;border-radius:4px;font-weight:600;margin:8px 0}\n"
     ".good{background:#dcf2ea;color:#00573f}.bad{background:#fbe3d6;color:#8a3200}\n"
@@ -36,6 +34,7 @@ static const char style[] =
     "svg .axis{font-size:12px}svg .tick{font-size:11.5px}\n"
     "svg .halo{paint-order:stroke;stroke:#fff;stroke-width:3px}\n"
     "svg .in{font-size:10.5px;fill:#fff;pointer-events:none}\n"
+    "svg .dark{fill:#1d2330}\n"
     "svg .grid{stroke:#e6e9ee;stroke-width:1}svg .base{stroke:#8a93a3;stroke-width:1}\n"
     "svg .level{stroke:#333a45;stroke-width:1;stroke-dasharray:5 4}\n";
 

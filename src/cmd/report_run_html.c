@@ -7,12 +7,16 @@
 #include <math.h>
 #include <string.h>
 
-/* "12.3k tok/s"; "-" where nothing was measured. */
+/* "12.3k tok/s", "$0.0123"; "-" where nothing was measured. */
 static void tile(FILE *out, double value, const char *unit, const char *name)
 {
     char number[32], text[64];
-    snprintf(text, sizeof text, "%s%s%s", isnan(value) ? "-" : svg_number(number, value),
-             *unit ? " " : "", unit);
+    svg_number(number, value);
+    if (isnan(value)) snprintf(text, sizeof text, "-");
+    else if (*unit == '$')
+        snprintf(text, sizeof text, "$%s", number);
+    else
+        snprintf(text, sizeof text, "%s %s", number, unit);
     html_tile(out, text, name);
 }
 

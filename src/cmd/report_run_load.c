@@ -52,11 +52,11 @@ static double share_of(const struct rank_row *r, int part)
 static const struct rank_chart rank_charts[] = {
     {"Tokens computed by each rank", "tokens", 2,
      {{"prefill", SVG_ORANGE}, {"decode", SVG_BLUE}}, tokens_of, true},
-    {"Rows through each rank's routed experts", "rows", 1, {{"rows", SVG_GREEN}}, expert_rows_of,
+    {"Routed-expert rows of each rank", "rows", 1, {{"rows", SVG_GREEN}}, expert_rows_of,
      true},
     {"Attention work of each rank", "(query, key) pairs", 1, {{"pairs", SVG_SKY}}, attention_of,
      true},
-    {"Most KV pages in use on each rank", "pages", 1, {{"pages", SVG_PINK}}, kv_of, true},
+    {"Most KV pages in use, each rank", "pages", 1, {{"pages", SVG_PINK}}, kv_of, true},
     {"How each rank spent its time", "share of its time, %", 3,
      {{"busy", SVG_BLUE}, {"waited for communication", SVG_ORANGE}, {"idle", SVG_GREY}}, share_of,
      false},

@@ -152,13 +152,22 @@ static void draw_legend(const struct svg_chart *c)
     }
 }
 
+/* Where the note stands: beside the title, or below it when both would not fit. */
+static double note_line(const struct svg_chart *c)
+{
+    if (!c->note || !*c->note) return 16;
+    double title = 8.6 * (double)strlen(c->title), note = 6.8 * (double)strlen(c->note);
+    return title + note + 30 > c->width ? TITLE_PX + 12 : 16;
+}
+
 void svg_begin(struct svg_chart *c)
 {
     widen(&c->x);
     widen(&c->y);
+    double note_y = note_line(c);
     c->x0 = c->left > 0 ? c->left : 62;
     c->x1 = c->width - 16;
-    c->y1 = TITLE_PX + (c->n_legend ? LEGEND_PX : 0) + 8;
+    c->y1 = TITLE_PX + (c->n_legend || note_y > TITLE_PX ? LEGEND_PX : 0) + 8;
     c->y0 = c->height - (c->x.label ? 40 : c->x.bare ? 8 : 24);
     fprintf(c->out,
             "<svg width=\"%.0f\" height=\"%.0f\" "
@@ -169,7 +178,8 @@ void svg_begin(struct svg_chart *c)
     svg_escape(c->out, c->title);
     fputs("</text>\n", c->out);
     if (c->note) {
-        fprintf(c->out, "<text class=\"note\" x=\"%.1f\" y=\"16\" text-anchor=\"end\">", c->x1);
+        fprintf(c->out, "<text class=\"note\" x=\"%.1f\" y=\"%.0f\" text-anchor=\"end\">",
+                c->x1, note_y);
         svg_escape(c->out, c->note);
         fputs("</text>\n", c->out);
     }

@@ -256,8 +256,10 @@ static void draw_span(const struct svg_chart *c, const struct span *s, double or
     if (s->layer < 0 || s->stage == STAGE_HEAD)
         snprintf(name, sizeof name, "%s", stage_name(s->stage));
     if (wide < 7.0 * (double)strlen(name)) return;
-    fprintf(c->out, "<text class=\"in\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n",
-            svg_x(c, (fmax(t0, c->x.lo) + fmin(t1, c->x.hi)) / 2), svg_y(c, row) + 4, name);
+    bool light = s->stage == STAGE_DISPATCH || s->stage == STAGE_ATTN_1 || s->stage == STAGE_SHARED;
+    fprintf(c->out, "<text class=\"%s\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n",
+            light ? "in dark" : "in", svg_x(c, (fmax(t0, c->x.lo) + fmin(t1, c->x.hi)) / 2),
+            svg_y(c, row) + 4, name);
 }
 
 static void draw_steps(const struct picture *p, double lo, double hi, const char *title, FILE *out)
@@ -276,7 +278,7 @@ static void draw_steps(const struct picture *p, double lo, double hi, const char
         .note = "the number in a box is its layer",
         .width = SVG_FULL,
         .height = 220,
-        .left = 128,
+        .left = 152,
         .x = {.lo = lo, .hi = hi, .label = "time since the step began, ms"},
         .y = {.lo = -0.3, .hi = 4.2, .bare = true},
         .legend = legend,

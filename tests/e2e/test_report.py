@@ -1,0 +1,268 @@
+"""moebatch report: the table of a results file, the page with its charts, and files that it refuses.
+
+Alone: python3 -m pytest tests/e2e/test_report.py -k page
+"""
+import html.parser
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from conftest import line, moebatch, prompts_of
+
+CHARTS = ["Steps of each unit", "Tokens per second, prefill", "Tokens per second, decode",
+          "Step time, decode", "Where the time of a mean step goes", "Time to first token",
+          "Time per output token", "Tokens computed by each rank", "How each rank spent its time",
+          "Most KV pages in use, each rank", "layer 1"]
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that every element is closed in its turn, and collects text and titles of charts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.charts, self.text, self.wrong = [], [], [], []
+        self.marks = {}  # chart: number of boxes, lines and dots in it
+        self.feed(text)
+        self.close()
+        assert not self.open and not self.wrong, (self.open, self.wrong)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "svg":
+            self.charts.append(attrs["aria-label"])
+        if tag in ("rect", "path", "circle") and self.charts:
+            self.marks[self.charts[-1]] = self.marks.get(self.charts[-1], 0) + 1
+        for name in ("x", "y", "width", "height", "d", "cx", "cy"):
+            if re.search(r"nan|inf", attrs.get(name) or "", re.IGNORECASE):
+                self.wrong.append((tag, attrs))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def finished(shared_jobs):
+    """A run of 2 + 2 ranks with a trace: (Run, trace)."""
+    lines = [line(f"r{i}", p, max_tokens=8, ignore_eos=True)
+             for i, p in enumerate(prompts_of(12, [60, 9, 33]))]
+    job = shared_jobs.job(lines, prefill={"ep": 2}, decode={"ep": 2})
+    trace = shared_jobs.folder / "report.trace.json"
+    return shared_jobs.run(4, job, "--trace", trace).ok(), trace
+
+
+def report(*args):
+    return moebatch("report", *args, timeout=60)
+
+
+def table(text):
+    """The closing table without the lines that name the file."""
+    return [x for x in text.splitlines() if x and not x.startswith(("# results:", "moebatch ["))]
+
+
+def test_terminal_is_the_table_of_the_run(finished):
+    run, _ = finished
+    code, out, err = report(run.h5)
+    assert code == 0, err
+    head, *rest = out.splitlines()
+    assert str(run.h5) in head and "complete" in head
+    assert table("\n".join(rest)) == table(run.out)
+
+
+@pytest.fixture(scope="module")
+def page(finished, tmp_path_factory):
+    run, trace = finished
+    path = tmp_path_factory.mktemp("page") / "out.html"
+    code, out, err = report(run.h5, "--html", path, "--trace", trace)
+    assert code == 0 and str(path) in out, err
+    return path.read_text(encoding="utf-8")
+
+
+def test_page_stands_alone(page):
+    assert not re.findall(r"https?:|//[a-z]|\bsrc=|\bhref=|@import|url\(", page)
+
+
+def test_page_is_well_formed_and_whole(page, finished):
+    run, _ = finished
+    found = Page(page)
+    assert [x for x in CHARTS if x not in found.charts] == []
+    with run.open() as f:
+        steps = len(f["steps/prefill"]) + len(f["steps/decode"])
+        ranks, argv = len(f["ranks"]), f.attrs["argv"]
+    assert found.marks["Steps of each unit"] >= steps
+    assert found.marks["Most KV pages in use, each rank"] >= ranks
+    text = "".join(found.text)
+    for fact in (argv, "VALID: all 12 requests ended: 12 ok, 0 failed", "Provenance"):
+        assert fact in text, fact
+
+
+def test_page_figures_are_the_files(page, finished):
+    run, _ = finished
+    rows = run.values("throughput")[0]
+    tips = re.findall(r"<title>decode0, decode step \d+: [^<]*, (\d+) tokens of", page)
+    assert sum(map(int, tips)) == rows["decode_tokens"]
+    requests = run.requests()
+    bars = re.findall(r"<title>[^<]*: (\d+) requests</title>", page)
+    assert sum(map(int, bars)) == len(requests) + (requests["output_tokens"] >= 2).sum()
+
+
+def test_schedule_of_both_kinds(page):
+    found = Page(page)
+    assert [x for x in found.charts if x.startswith("One prefill step of prefill0")]
+    assert [x for x in found.charts if x.startswith("One decode step of decode0")]
+    for stage in ("ATTN,", "ATTN_0,", "ATTN_1,", "DISPATCH,", "COMBINE,", "MLP,", "SHARED,"):
+        assert f"<title>{stage} layer" in page, stage
+
+
+def test_rank_of_the_schedule(finished, tmp_path):
+    run, trace = finished
+    path = tmp_path / "out.html"
+    assert report(run.h5, "--html", path, "--trace", trace, "--rank", 3)[0] == 0
+    charts = [x for x in Page(path.read_text(encoding="utf-8")).charts if x.startswith("One ")]
+    assert charts == ["One decode step of decode0 rank 3"]
+    code, _, err = report(run.h5, "--html", path, "--trace", trace, "--rank", 9)
+    assert code == 3 and "rank 9" in err
+
+
+def test_text_of_the_file_is_escaped(finished, tmp_path):
+    run, _ = finished
+    copy, path = tmp_path / "copy.h5", tmp_path / "out.html"
+    shutil.copy(run.h5, copy)
+    with h5py.File(copy, "r+") as f:
+        f.attrs["argv"] = "moebatch run \"<script>alert(1)</script>\" & more"
+    assert report(copy, "--html", path)[0] == 0
+    text = path.read_text(encoding="utf-8")
+    assert "<script>" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    Page(text)
+
+
+def test_partial_file(finished, tmp_path):
+    run, _ = finished
+    copy, path = tmp_path / "copy.h5", tmp_path / "out.html"
+    shutil.copy(run.h5, copy)
+    with h5py.File(copy, "r+") as f:
+        f.attrs["status"] = "partial"
+        rows = f["requests"][:]
+        rows["status"][-3:] = b"pending"
+        f["requests"][:] = rows
+    code, out, err = report(copy, "--html", path)
+    assert code == 0, err
+    assert "PARTIAL" in out and "9 ok, 0 failed, 3 pending" in out
+    assert "INVALID: 3 of 12 requests are pending" in out
+    assert "PARTIAL" in path.read_text(encoding="utf-8")
+
+
+def test_nothing_finished(finished, tmp_path):
+    """All tables empty but the account: a job killed at once."""
+    run, _ = finished
+    copy, path = tmp_path / "copy.h5", tmp_path / "out.html"
+    with h5py.File(run.h5) as old, h5py.File(copy, "w") as new:
+        for key, value in old.attrs.items():
+            new.attrs[key] = value
+        for name in ("requests", "steps/prefill", "steps/decode", "ranks", "attempts",
+                     "experts/load", "experts/placement", "throughput"):
+            new.create_dataset(name, data=old[name][:0])
+        new.create_dataset("account", data=old["account"][:])
+    code, out, err = report(copy, "--html", path)
+    assert code == 0 and "0 ok, 0 failed, 0 pending" in out, err
+    Page(path.read_text(encoding="utf-8"))
+
+
+def break_file(path, how):
+    with h5py.File(path, "r+") as f:
+        if how == "version":
+            f.attrs["schema_version"] = 99
+        elif how == "no version":
+            del f.attrs["schema_version"]
+        elif how == "column":
+            rows = f["ranks"][:]
+            keep = [n for n in rows.dtype.names if n != "kv_pages_peak"]
+            del f["ranks"]
+            f["ranks"] = np.array(rows[keep].tolist(), [(n, rows.dtype[n]) for n in keep])
+        elif how == "type":
+            del f["steps/decode"]
+            f["steps/decode"] = np.arange(5)
+        else:
+            del f[how]
+
+
+@pytest.mark.parametrize("how, texts", [
+    ("version", ["schema_version 99", "reads 1"]),
+    ("no version", ["no attribute schema_version"]),
+    ("column", ["/ranks has no column kv_pages_peak"]),
+    ("type", ["/steps/decode is not a table"]),
+    ("requests", ["/requests"]),
+    ("steps/decode", ["no dataset /steps/decode"]),
+    ("attempts", ["no dataset /attempts"]),
+    ("account", ["no dataset /account"]),
+])
+def test_broken_file(finished, tmp_path, how, texts):
+    run, _ = finished
+    copy, path = tmp_path / "copy.h5", tmp_path / "out.html"
+    shutil.copy(run.h5, copy)
+    break_file(copy, how)
+    code, out, err = report(copy, "--html", path)
+    assert code == 3 and not out and not path.exists(), (code, out)
+    assert len(err.strip().splitlines()) == 1, err
+    for text in [str(copy), *texts]:
+        assert text in err, err
+
+
+@pytest.mark.parametrize("content, text", [
+    (None, "No such file"), (b"", "not an HDF5 file"), (b"{}\n" * 200, "not an HDF5 file"),
+])
+def test_not_a_results_file(tmp_path, content, text):
+    path = tmp_path / "x.h5"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, err = report(path)
+    assert code == 3 and text in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_truncated_file(finished, tmp_path):
+    run, _ = finished
+    path = tmp_path / "x.h5"
+    path.write_bytes(run.h5.read_bytes()[:3000])
+    code, _, err = report(path)
+    assert code == 3 and str(path) in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("content, text", [
+    ("not json\n", "line 1"), ('[\n{"name": "x"}\n]\n', "line 2"), ("[\n]\n", "no whole step"),
+])
+def test_bad_trace(finished, tmp_path, content, text):
+    run, _ = finished
+    trace, path = tmp_path / "t.json", tmp_path / "out.html"
+    trace.write_text(content, encoding="utf-8")
+    code, _, err = report(run.h5, "--html", path, "--trace", trace)
+    assert code == 3 and text in err and not path.exists(), err
+
+
+@pytest.mark.parametrize("args, text", [
+    ([], "no results file"), (["a.h5", "b.h5"], "two files"), (["--html"], "needs a value"),
+    (["a.h5", "--colour"], "unknown option"), (["a.h5", "--trace", "t.json"], "--html"),
+    (["a.h5", "--html", "o", "--trace", "t", "--rank", "-1"], "--rank"),
+])
+def test_usage(args, text):
+    code, _, err = report(*args)
+    assert code == 2 and text in err, err
+
+
+def test_page_never_replaces_the_file(finished):
+    run, _ = finished
+    before = run.h5.read_bytes()
+    code, _, err = report(run.h5, "--html", run.h5)
+    assert code == 2 and "results file itself" in err
+    assert run.h5.read_bytes() == before
