@@ -14,7 +14,7 @@ static const char style[] =
     "h2{font-size:17px;margin:34px 0 4px;padding-top:12px;border-top:1px solid #dde1e7}\n"
     "p{margin:2px 0 10px;color:#4a5363;max-width:900px}\n"
     "svg{display:inline-block;max-width:100%;height:auto;margin:6px 0 8px;vertical-align:top}\n"
-    ".row{display:flex;flex-wrap:wrap;gap:0 20px}\n"
+    ".row{display:flex;flex-wrap:wrap;align-items:flex-start;gap:0 20px}\n"
     ".verdict{display:inline-block;padding:4px 12px;border-radius:4px;font-weight:600;margin:8px 0}\n"
     ".good{background:#dcf2ea;color:#00573f}.bad{background:#fbe3d6;color:#8a3200}\n"
     ".tiles{display:flex;flex-wrap:wrap;gap:10px;margin:10px 0}\n"

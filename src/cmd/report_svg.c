@@ -81,11 +81,27 @@ static int log_ticks(const struct svg_axis *a, double *tick)
     return n;
 }
 
+/* Whole hours that divide the day. */
+static double hour_step(double range, int most)
+{
+    static const int step[] = {1, 2, 3, 4, 6, 12};
+    for (size_t i = 0; i < sizeof step / sizeof *step; i++)
+        if (range / step[i] <= most) return step[i];
+    return 24 * ceil(range / 24 / most);
+}
+
+static const char *tick_text(const struct svg_axis *a, double v, char buf[32])
+{
+    if (!a->clock) return svg_number(buf, v);
+    snprintf(buf, 32, "%02d:00", (int)fmod(v + a->clock_start, 24) % 24);
+    return buf;
+}
+
 static int ticks(const struct svg_axis *a, int most, double *tick)
 {
     if (a->bare) return 0;
     if (a->log) return log_ticks(a, tick);
-    double step = round_step(a->hi - a->lo, most);
+    double step = a->clock ? hour_step(a->hi - a->lo, most) : round_step(a->hi - a->lo, most);
     int n = 0;
     for (double k = ceil(a->lo / step - 1e-9); k * step <= a->hi + step * 1e-9 && n < MAX_TICKS; k++)
         tick[n++] = k * step == 0 ? 0 : k * step;
@@ -109,7 +125,7 @@ static void draw_x_axis(const struct svg_chart *c)
         fprintf(c->out, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>", x,
                 c->y1, x, c->y0);
         fprintf(c->out, "<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>",
-                x, c->y0 + 16, svg_number(text, tick[i]));
+                x, c->y0 + 16, tick_text(&c->x, tick[i], text));
     }
     if (!c->x.label) return;
     fprintf(c->out, "<text class=\"axis\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">",
@@ -156,8 +172,8 @@ static void draw_legend(const struct svg_chart *c)
 static double note_line(const struct svg_chart *c)
 {
     if (!c->note || !*c->note) return 16;
-    double title = 8.6 * (double)strlen(c->title), note = 6.8 * (double)strlen(c->note);
-    return title + note + 30 > c->width ? TITLE_PX + 12 : 16;
+    double title = 8.0 * (double)strlen(c->title), note = 6.5 * (double)strlen(c->note);
+    return title + note + 24 > c->width ? TITLE_PX + 12 : 16;
 }
 
 void svg_begin(struct svg_chart *c)

@@ -29,6 +29,8 @@ struct svg_axis {
     const char *label; /* with its unit: "step time, ms"; NULL = none */
     bool log;
     bool bare;         /* no ticks: the caller writes names with svg_row_name() */
+    bool clock;        /* hours, shown as a time of day that is clock_start o'clock at 0 */
+    double clock_start;
 };
 
 struct svg_legend {
