@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum status node_create(MPI_Comm world, struct node *n)
@@ -27,46 +26,46 @@ enum status node_create(MPI_Comm world, struct node *n)
     return OK;
 }
 
-/* The first rank makes and sizes the file; its pages are reserved at once, so that a full
- * /dev/shm is an error here and not a SIGBUS later. */
-static enum status make_region(const char *name, const char *what, size_t bytes, int *fd)
+/* The first rank makes and sizes a file without a name, so that nothing is left behind whoever dies;
+ * its pages are reserved at once: too little memory is an error here and not a SIGBUS later. */
+static enum status make_region(const char *what, size_t bytes, int *fd)
 {
-    *fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR, 0600);
+    *fd = memfd_create("moebatch", MFD_CLOEXEC);
     if (*fd < 0)
         return error_set(ERR_RESOURCE, "cannot create shared memory: %s", strerror(errno));
     int err = ftruncate(*fd, (off_t)bytes) ? errno : posix_fallocate(*fd, 0, (off_t)bytes);
     if (err == 0) return OK;
-    struct statvfs vfs;
-    double free_gib = 0;
-    if (statvfs("/dev/shm", &vfs) == 0)
-        free_gib = (double)vfs.f_bavail * (double)vfs.f_frsize / (1 << 30);
     return error_set(ERR_RESOURCE,
-                     "%s, shared by the ranks of a host, needs %.2f GiB in /dev/shm, which has "
-                     "%.2f GiB free (%s): enlarge it or free memory",
-                     what, (double)bytes / (1 << 30), free_gib, strerror(err));
+                     "%s, shared by the ranks of a host, needs %.2f GiB; %.2f GiB are free (%s)",
+                     what, (double)bytes / (1 << 30),
+                     (double)node_available_bytes() / (1 << 30), strerror(err));
 }
 
 enum status node_share(const struct node *n, const char *what, size_t bytes,
                        struct node_region *out)
 {
     struct {
-        char name[64];
+        int pid, fd;
         unsigned long long bytes;
-    } at = {"", bytes ? bytes : 1};
+    } at = {0, 0, bytes ? bytes : 1};
+    char path[64];
     int fd = -1;
     enum status st = OK;
     out->base = 0;
     if (n->rank == 0) {
-        snprintf(at.name, sizeof at.name, "/moebatch-%d", (int)getpid());
-        shm_unlink(at.name);
-        st = make_region(at.name, what, (size_t)at.bytes, &fd);
+        st = make_region(what, (size_t)at.bytes, &fd);
+        at.pid = (int)getpid();
+        at.fd = fd;
     }
     MPI_Bcast(&at, (int)sizeof at, MPI_BYTE, 0, n->comm);
     out->bytes = (size_t)at.bytes;
     st = agree(n->comm, st);
     if (st == OK && n->rank != 0) {
-        fd = shm_open(at.name, O_RDWR, 0600);
-        if (fd < 0) st = error_set(ERR_RESOURCE, "cannot open shared memory %s", at.name);
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", at.pid, at.fd);
+        fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0)
+            st = error_set(ERR_RESOURCE, "cannot open %s, memory that process %d shares: %s", path,
+                           at.pid, strerror(errno));
     }
     if (st == OK) {
         out->base = mmap(0, out->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -77,7 +76,6 @@ enum status node_share(const struct node *n, const char *what, size_t bytes,
     }
     st = agree(n->comm, st);
     if (fd >= 0) close(fd);
-    if (n->rank == 0) shm_unlink(at.name);
     return st;
 }
 

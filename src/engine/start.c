@@ -84,21 +84,56 @@ static enum status check_folder(const char *key, const char *path)
                      strerror(errno));
 }
 
+/* An interrupted job's journal is continued or thrown away only on request. */
+static enum status check_journal(const struct job *job, bool replace)
+{
+    char *dir = journal_dir_of(job->results), first[JOB_PATH_BYTES + 64];
+    if (!dir) return error_set(ERR_RESOURCE, "no memory to look for a journal");
+    snprintf(first, sizeof first, "%s/000000.seg", dir);
+    bool there = access(first, F_OK) == 0;
+    free(dir);
+    if (!there || replace) return OK;
+    return error_set(ERR_INPUT,
+                     "results: %s has the journal of an earlier job: pass --resume to go on with "
+                     "it, --force to start anew, or choose another name",
+                     job->results);
+}
+
 /* A mistyped path shows now, not after the weights have been read. */
 static enum status check_paths(const struct job *job)
 {
     bool replace = job->force || job->resume || getenv("SLURM_RESTART_COUNT");
     TRY(results_check_path(job->results, replace));
+    TRY(check_journal(job, replace));
     TRY(check_folder("responses", job->responses));
     TRY(check_folder("trace", job->trace));
     if (access(job->tokens, R_OK) == 0) return OK;
     return error_set(ERR_INPUT, "tokens: cannot open %s: %s", job->tokens, strerror(errno));
 }
 
+/* A relative price table that is not here may be the one that came with the program: beside the
+ * build folder, or under share/ where it was installed. */
+static void find_prices(char path[JOB_PATH_BYTES])
+{
+    static const char *const places[] = {"/../", "/../share/moebatch/"};
+    char program[JOB_PATH_BYTES], found[2 * JOB_PATH_BYTES + 32];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (path[0] == '/' || access(path, R_OK) == 0 || n <= 0) return;
+    program[n] = '\0';
+    *strrchr(program, '/') = '\0';
+    for (int i = 0; i < 2; i++) {
+        snprintf(found, sizeof found, "%s%s%s", program, places[i], path);
+        if (access(found, R_OK) != 0 || strlen(found) >= JOB_PATH_BYTES) continue;
+        memcpy(path, found, strlen(found) + 1);
+        return;
+    }
+}
+
 static enum status read_inputs(struct engine *e)
 {
     if (e->world_rank != 0 || e->setup->dump_config) return OK;
     TRY(check_paths(&e->job));
+    find_prices(e->job.prices);
     TRY(prices_read(e->job.prices, &e->prices));
     if (!e->job.experts.load[0]) return OK;
     return results_read_expert_load(e->job.experts.load, e->cfg->layers, e->cfg->experts,

@@ -54,7 +54,8 @@ class Background:
         self.process = subprocess.Popen(
             [str(MPIRUN), "-np", str(ranks), str(BINARY), "run", str(path), *args], cwd=ROOT,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MOEBATCH_TEST": self.mark})
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+                 "MOEBATCH_TEST": self.mark})
         self.code, self.out, self.err, self.spaces = None, "", "", set()
 
     def ranks(self):

@@ -13,8 +13,11 @@ from conftest import line, prompts_of
 from test_faults import Background, finished_in, read_journal
 
 
-def some_job(jobs, count=600, **keys):
-    lines = [line(f"r{i}", p, max_tokens=8 + i % 50, ignore_eos=True, logprobs=i % 2 == 0,
+COUNT = 1500
+
+
+def some_job(jobs, count=COUNT, **keys):
+    lines = [line(f"r{i}", p, max_tokens=8 + i % 100, ignore_eos=True, logprobs=i % 2 == 0,
                   temperature=0.7 * (i % 3 == 0))
              for i, p in enumerate(prompts_of(count, [5, 40, 90], vocab=120))]
     return jobs.job(lines, journal_fsync_s=0.2, sampling={"logprobs": True}, **keys)
@@ -56,12 +59,12 @@ def test_stopped_by_usr1(jobs, undisturbed, ranks, keys):
     assert run.code == 6 and "SIGUSR1" in run.err and "--resume" in run.err
     assert seconds < 5
     done = len(finished_in(read_journal(run.journal)[0]))
-    assert 20 <= done < 600
+    assert 20 <= done < COUNT
     again = resume()
     attempts = again.values("attempts")
     assert [x.decode() for x in attempts["outcome"]] == ["interrupted", "complete"]
     # What had finished was not computed again.
-    assert attempts["requests_finished"].tolist() == [done, 600 - done]
+    assert attempts["requests_finished"].tolist() == [done, COUNT - done]
     with again.open() as f:
         assert f["account"]["gpu_seconds"][0] == pytest.approx(attempts["gpu_s"].sum())
 
@@ -81,13 +84,13 @@ def test_killed_again_and_again(jobs, undisturbed):
         run.end(10)
         assert run.code not in (0, 6)
         now = len(finished_in(read_journal(run.journal)[0]))
-        assert before <= now < 600
+        assert before <= now < COUNT
         before, args = now, ["--resume"]
     resume()
 
 
 def test_two_jobs_on_one_results_file(jobs):
-    job = some_job(jobs, count=3000, mixed={"ep": 1})
+    job = some_job(jobs, count=6000, mixed={"ep": 1})
     run = Background(jobs, 1, job)
     run.wait_for_answers(5)
     jobs.run(1, job, "--resume").failed(4, "another job", "process")
