@@ -5,6 +5,7 @@
 #include "config/prices.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "engine/binding.h"
 #include "model/kernels_compose.h"
 #include "moe/moe.h"
 
@@ -56,7 +57,7 @@ static enum status resolve(struct engine *e)
     struct job_facts facts = {
         .ranks = e->world_size,
         .ranks_on_node = e->node.max_size,
-        .cores_per_node = cpu_count(),
+        .cores_per_node = binding_host_cpus(&e->node),
         .experts = e->cfg->experts,
         .n_group = e->cfg->n_group,
     };
@@ -227,5 +228,5 @@ enum status start_units(struct engine *e)
     r->lane.poll = rank_kernel_poll;
     r->lane.poll_arg = r;
     r->kernels = &e->kernels;
-    return OK;
+    return binding_report(MPI_COMM_WORLD, &e->node, e->job.threads_per_rank);
 }
