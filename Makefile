@@ -50,7 +50,7 @@ MPITEST := $(patsubst tests/mpi/test_%.c,%,$(wildcard tests/mpi/test_*.c))
 
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: all help check unit mpi e2e demo bench install clean format lint deps fuzz
+.PHONY: all help check check-slurm unit mpi e2e demo bench install clean format lint deps fuzz
 
 all: $(BUILD)/moebatch
 
@@ -59,6 +59,7 @@ help:
 	@echo "make demo            set up, build, generate text with 176 ranks"
 	@echo "make check           set up, build, all tests"
 	@echo "make unit mpi e2e    the three kinds of tests; make unit-NAME, mpi-NAME runs one"
+	@echo "make check-slurm     the sbatch files on a real Slurm of this machine"
 	@echo "make bench           kernels and all-to-all beside their baselines"
 	@echo "make install PREFIX= DESTDIR=, clean, format, lint, fuzz"
 
@@ -102,6 +103,12 @@ e2e: all
 	BUILD=$(BUILD) $$(scripts/python.sh pytest h5py numpy) -m pytest -q -ra -p no:cacheprovider \
 	  tests/e2e $(if $(CASE),-k '$(CASE)')
 
+# Daemons of a real Slurm on this machine; needs root, skips where the packages cannot be installed.
+check-slurm: all
+	-@scripts/bootstrap.sh --slurm
+	BUILD=$(BUILD) $$(scripts/python.sh pytest h5py numpy) -m pytest -q -ra -p no:cacheprovider \
+	  tests/slurm $(if $(CASE),-k '$(CASE)')
+
 check:
 	BUILD=$(BUILD) MAKE='$(MAKE)' scripts/check.sh
 demo:
@@ -124,6 +131,8 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/share/moebatch/scripts
 	install -m 755 scripts/tokenize.py scripts/show_text.py scripts/lib_tokenize.py scripts/lib_bpe.py \
 	  $(DESTDIR)$(PREFIX)/share/moebatch/scripts/
+	install -d $(DESTDIR)$(PREFIX)/share/moebatch/slurm
+	install -m 644 slurm/*.sbatch $(DESTDIR)$(PREFIX)/share/moebatch/slurm/
 
 # libFuzzer targets: make fuzz builds them, build/fuzz/NAME CORPUS runs one.
 FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what building and testing need on Debian 12, and only what is missing; says nothing when
-# nothing is. `--lint` adds the linters.
+# nothing is. `--lint` adds the linters, `--slurm` a Slurm for tests.
 set -eu
 
 packages="gcc make pkg-config libc6-dev openmpi-bin libopenmpi-dev libhdf5-dev libyaml-dev
@@ -8,8 +8,9 @@ libjansson-dev libhwloc-dev libcmocka-dev python3 python3-pytest python3-h5py py
 for arg in "$@"; do
     case $arg in
     --lint) packages="$packages clang-format clang-tidy cppcheck shellcheck" ;;
+    --slurm) packages="$packages slurm-wlm munge" ;;
     *)
-        echo "usage: scripts/bootstrap.sh [--lint]" >&2
+        echo "usage: scripts/bootstrap.sh [--lint] [--slurm]" >&2
         exit 2
         ;;
     esac
@@ -21,6 +22,8 @@ have() {
     case $1 in
     gcc) command -v cc ;;
     make | pkg-config | python3) command -v "$1" ;;
+    slurm-wlm) command -v slurmctld && command -v slurmd && command -v sbatch ;;
+    munge) command -v munged ;;
     clang-format | clang-tidy | cppcheck | shellcheck) command -v "$1" ;;
     libc6-dev) test -e /usr/include/stdlib.h ;;
     openmpi-bin) command -v mpirun ;;

@@ -148,6 +148,15 @@ class Cluster:
                         found.append(int(entry.name))
         return found
 
+    def ranks(self, job=None):
+        """pids of moebatch, of one job or of all."""
+        found = []
+        for pid in self.processes(**({"SLURM_JOB_ID": job} if job else {})):
+            with contextlib.suppress(OSError):
+                name = pathlib.Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip()
+                found += [pid] if name == "moebatch" else []
+        return found
+
     def pid(self, daemon):
         with contextlib.suppress(OSError, ValueError):
             return int((self.base / f"{daemon}.pid").read_text(encoding="ascii"))
