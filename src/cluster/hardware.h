@@ -42,7 +42,7 @@ struct hardware {
     char source[HW_TEXT_BYTES];  /* where the figures come from, in a line */
     char tables[HW_TEXT_BYTES];  /* CSV beside the YAML; "" none */
     int gpus_per_node;           /* GPUs behind one network box: where `nodes` are counted */
-    int nvlink_domain;           /* GPUs that reach each other without the network */
+    int nvlink_domain;           /* that reach each other without the network */
     int sms;
     double memory_bytes, reserve_bytes;
     double hbm_gb_s;
@@ -51,7 +51,6 @@ struct hardware {
     struct {                     /* shares of the peaks where no measured point speaks */
         double gemm_fp8, gemm_bf16, grouped, hbm, core_prefill, core_decode;
         double launch_us;        /* shortest kernel */
-        double m_half;           /* rows at which a GEMM reaches half of its share */
     } share;
     struct {
         double decode_gb_s;      /* KV read by MLA decode; 0: share.hbm of the peak */
@@ -60,8 +59,7 @@ struct hardware {
     } attention;
     struct {
         int comm_sms_prefill;    /* SMs that normal-mode all-to-all takes from computation */
-        double ll_fixed_us;      /* low latency without any row, where no point speaks: */
-        double ll_fixed_per_log2_us; /* ... + this per doubling of EP beyond 8 */
+        double ll_fixed_us;      /* low latency without any row, where no point speaks */
     } comm;
     struct {                     /* level `calibrated` only; 1 or 0 where a trace says nothing */
         double gemm_prefill, grouped_prefill, shared_prefill, core_prefill; /* factors */

@@ -20,6 +20,8 @@
 
 #include "checkpoint/model_config.h"
 #include "cluster/hardware.h"
+#include "cluster/memory_model.h"
+#include "cluster/stage_time.h"
 #include "core/status.h"
 #include "schedule/list_sim.h"
 
@@ -60,6 +62,7 @@ enum status unit_speed_create(const struct hardware *hw, const struct model_conf
 void unit_speed_free(struct unit_speed *u);
 
 /* The resolved facts. */
+bool unit_is_decode(const struct unit_speed *u);
 int unit_gpus(const struct unit_speed *u);
 int unit_nodes(const struct unit_speed *u);
 int unit_slots_per_gpu(const struct unit_speed *u);
@@ -83,10 +86,6 @@ static inline double unit_prompt_pairs(double tokens, double cached)
 double unit_decode_step_s(struct unit_speed *u, double batch, double mean_kv);
 
 /* The same step, taken apart. */
-enum unit_bound { BOUND_NONE, BOUND_LAUNCH, BOUND_MEMORY, BOUND_COMPUTE, BOUND_NETWORK,
-                  BOUND_LATENCY };
-const char *unit_bound_name(enum unit_bound b);
-
 struct unit_step {
     double step_s;              /* all of it */
     double layers_s;            /* schedule's makespan */
@@ -95,23 +94,12 @@ struct unit_step {
     double compute_s, comm_s;   /* sums of the two lanes */
     double exposed_s;           /* the compute lane waits */
     double stage_s[STAGE_COUNT]; /* of one op: one micro-batch in one (routed) layer */
-    enum unit_bound bound[STAGE_COUNT]; /* of the largest part of the stage */
+    struct stage_time stage[STAGE_COUNT]; /* the same ops, their parts and bounds */
 };
 void unit_prefill_step(struct unit_speed *u, double tokens, double pairs, struct unit_step *out);
 void unit_decode_step(struct unit_speed *u, double batch, double mean_kv, struct unit_step *out);
 
-/* Memory of one GPU in bytes, by component. */
-struct unit_memory {
-    double replicated; /* attention, shared experts, dense layers, gate, norms, embed, head */
-    double routed;     /* expert slots */
-    double absorbed;   /* decode: W_UK and W_UV in BF16; MTP module */
-    double comm;       /* all-to-all buffers */
-    double activation; /* workspace of the largest step */
-    double reserve;    /* runtime: hardware file's reserve */
-    double capacity;   /* of the GPU */
-    double kv;         /* what is left for KV pages */
-    double kv_per_token; /* bytes of one token over all layers, MTP's included */
-};
+/* Memory of one GPU. */
 void unit_memory(const struct unit_speed *u, struct unit_memory *out);
 /* KV tokens that fit on one GPU, and the most requests of that context. */
 double unit_kv_tokens(const struct unit_speed *u);
@@ -126,7 +114,7 @@ double unit_kv_bytes_per_token(const struct unit_speed *u);
  * point is the first point; beyond the last points it goes on linearly. */
 struct unit_table {
     int nx, ny;
-    double *x, *y; /* [nx], [ny] ascending */
+    double *x, *y; /* [nx], [ny] ascending; one allocation, x owns it */
     double *s;     /* [nx, ny] seconds */
 };
 enum status unit_table_build(struct unit_speed *u, double max_x, double max_y,
