@@ -9,6 +9,7 @@
 #include "cmd/report_html.h"
 #include "cmd/report_read.h"
 #include "cmd/report_run.h"
+#include "cmd/report_study.h"
 #include "cmd/report_trace.h"
 
 #include <errno.h>
@@ -74,8 +75,7 @@ static void print_head(const struct report_file *f)
     printf("# %s: %s, by %s, started %s\n", f->path, status ? status : "-",
            program ? program : "-", start ? start : "-");
     if (f->partial)
-        puts("# PARTIAL: the job had not ended when this file was written; requests without an "
-             "answer are pending");
+        puts("# PARTIAL: the job had not ended when this file was written");
     free(program);
     free(start);
     free(status);
@@ -93,19 +93,23 @@ static char *summary_text(const struct summary *s)
     return text;
 }
 
-static enum status write_run(const struct report_args *a, const struct report_file *f,
-                             const struct report_run *run, FILE *out)
+/* run: NULL when the file has no run. */
+static enum status write_body(const struct report_args *a, const struct report_file *f,
+                              const struct report_run *run, FILE *out)
 {
-    char line[300];
-    const struct summary *s = &run->summary;
-    snprintf(line, sizeof line, "%s: %s", s->valid ? "VALID" : "INVALID", s->reason);
-    html_verdict(out, s->valid, line);
+    if (run) {
+        char line[300];
+        const struct summary *s = &run->summary;
+        snprintf(line, sizeof line, "%s: %s", s->valid ? "VALID" : "INVALID", s->reason);
+        html_verdict(out, s->valid, line);
+    }
     if (f->partial)
         html_verdict(out, false, "PARTIAL: the job had not ended when this file was written");
-    TRY(report_run_html(run, out));
+    if (run) TRY(report_run_html(run, out));
+    if (report_study_found(f)) TRY(report_study_html(f, out));
     if (a->trace) TRY(report_trace_html(a->trace, a->rank, out));
     html_provenance(out, f);
-    char *text = summary_text(s);
+    char *text = run ? summary_text(&run->summary) : NULL;
     if (text) html_folded(out, "the summary as text", text);
     free(text);
     return OK;
@@ -132,7 +136,7 @@ static enum status write_page(const struct report_args *a, const struct report_f
         char title[256];
         snprintf(title, sizeof title, "moebatch: %s", slash ? slash + 1 : a->file);
         html_begin(out, title);
-        st = write_run(a, f, run, out);
+        st = write_body(a, f, run, out);
         html_end(out);
         bool bad = ferror(out) != 0;
         bad = fclose(out) != 0 || bad;
@@ -146,14 +150,17 @@ static enum status write_page(const struct report_args *a, const struct report_f
 
 static enum status report_one(const struct report_args *a, const struct report_file *f)
 {
-    if (!report_run_found(f))
-        return error_set(ERR_INPUT, "%s has no dataset /requests: nothing to report", f->path);
+    bool is_run = report_run_found(f), is_study = report_study_found(f);
+    if (!is_run && !is_study)
+        return error_set(ERR_INPUT,
+                         "%s has neither /requests of a run nor /account/hourly or /sweep of a "
+                         "study: nothing to report",
+                         f->path);
     struct report_run *run = NULL;
-    enum status st = report_run_read(f, &run);
-    if (st == OK) {
-        print_head(f);
-        summary_print(&run->summary, NULL, stdout);
-    }
+    enum status st = is_run ? report_run_read(f, &run) : OK;
+    if (st == OK) print_head(f);
+    if (st == OK && is_run) summary_print(&run->summary, NULL, stdout);
+    if (st == OK && is_study) st = report_study_print(f, stdout);
     if (st == OK && a->html) st = write_page(a, f, run);
     if (st == OK && a->html) printf("# page: %s\n", a->html);
     report_run_free(run);

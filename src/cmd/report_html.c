@@ -28,6 +28,7 @@ static const char style[] =
     "table.facts td:first-child{white-space:nowrap;color:#4a5363}\n"
     "pre{font:12.5px/1.4 'DejaVu Sans Mono',Consolas,monospace;background:#f6f7f9;padding:10px 12px;"
     "overflow-x:auto;border-radius:4px}\n"
+    ".wide{overflow-x:auto}\n"
     "summary{cursor:pointer;color:#0a5a94;margin:4px 0}\n"
     "svg text{font-family:system-ui,'DejaVu Sans',Arial,sans-serif;fill:" SVG_INK "}\n"
     "svg .title{font-size:14px;font-weight:600}svg .note{font-size:12px;fill:#4a5363}\n"
@@ -35,6 +36,7 @@ static const char style[] =
     "svg .halo{paint-order:stroke;stroke:#fff;stroke-width:3px}\n"
     "svg .in{font-size:10.5px;fill:#fff;pointer-events:none}\n"
     "svg .dark{fill:#1d2330}\n"
+    "svg rect{shape-rendering:crispEdges}\n"
     "svg .grid{stroke:#e6e9ee;stroke-width:1}svg .base{stroke:#8a93a3;stroke-width:1}\n"
     "svg .level{stroke:#333a45;stroke-width:1;stroke-dasharray:5 4}\n";
 

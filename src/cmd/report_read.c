@@ -154,6 +154,35 @@ static enum status open_set(const struct report_file *f, const char *name, struc
     return OK;
 }
 
+/* The type of rows in memory. Text keeps the file's character set: HDF5 converts between none. */
+static hid_t memory_type_of(const struct open_table *t, const struct column *c, size_t n,
+                            size_t row_bytes)
+{
+    hid_t row = H5Tcreate(H5T_COMPOUND, row_bytes), all = table_row_type(c, n, row_bytes);
+    for (size_t i = 0; i < n; i++) {
+        hid_t type = H5Tget_member_type(all, (unsigned)i);
+        if (c[i].type == COLUMN_TEXT) {
+            int at = H5Tget_member_index(t->type, c[i].name);
+            hid_t stored = H5Tget_member_type(t->type, (unsigned)at);
+            H5Tset_cset(type, H5Tget_cset(stored));
+            H5Tclose(stored);
+        }
+        H5Tinsert(row, c[i].name, c[i].offset, type);
+        H5Tclose(type);
+    }
+    H5Tclose(all);
+    return row;
+}
+
+/* Text of fixed length: the only kind that results files have. */
+static bool is_fixed_text(const struct open_table *t, unsigned at)
+{
+    hid_t type = H5Tget_member_type(t->type, at);
+    bool fixed = H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) <= 0;
+    H5Tclose(type);
+    return fixed;
+}
+
 /* The file's column must exist and be text where text is read, a number where a number is. */
 static enum status check_columns(const struct report_file *f, const char *name,
                                  const struct open_table *t, const struct column *c, size_t n)
@@ -163,7 +192,8 @@ static enum status check_columns(const struct report_file *f, const char *name,
         if (at < 0)
             return error_set(ERR_INPUT, "%s: %s has no column %s", f->path, name, c[i].name);
         H5T_class_t found = H5Tget_member_class(t->type, (unsigned)at);
-        bool text = found == H5T_STRING, number = found == H5T_INTEGER || found == H5T_FLOAT;
+        bool text = is_fixed_text(t, (unsigned)at);
+        bool number = found == H5T_INTEGER || found == H5T_FLOAT;
         if (c[i].type == COLUMN_TEXT ? !text : !number)
             return error_set(ERR_INPUT, "%s: column %s of %s is not %s", f->path, c[i].name, name,
                              c[i].type == COLUMN_TEXT ? "text" : "a number");
@@ -204,7 +234,7 @@ enum status report_scan(const struct report_file *f, const char *name,
     enum status st = open_set(f, name, &t);
     if (st == OK) st = check_columns(f, name, &t, columns, n_columns);
     if (st == OK) {
-        hid_t memory_type = table_row_type(columns, n_columns, row_bytes);
+        hid_t memory_type = memory_type_of(&t, columns, n_columns, row_bytes);
         st = read_batches(f, name, &t, memory_type, row_bytes, fn, ctx);
         H5Tclose(memory_type);
     }
@@ -275,4 +305,52 @@ enum status report_column(const struct report_file *f, const char *name, const c
     TRY(load(f, name, &c, 1, sizeof(double), &rows, n));
     *values = rows;
     return OK;
+}
+
+/* Whether the column is text. */
+static bool is_text(const struct report_file *f, const char *name, const char *column)
+{
+    struct open_table t;
+    bool text = false;
+    if (open_set(f, name, &t) == OK) {
+        int at = H5Tget_member_index(t.type, column);
+        text = at >= 0 && is_fixed_text(&t, (unsigned)at);
+    }
+    shut_set(&t);
+    return text;
+}
+
+enum status report_cells(const struct report_file *f, const char *name, const char *column,
+                         char (**cells)[REPORT_CELL_BYTES], size_t *n)
+{
+    void *rows = NULL;
+    if (is_text(f, name, column)) {
+        struct column c = {column, "", COLUMN_TEXT, 0, REPORT_CELL_BYTES};
+        TRY(load(f, name, &c, 1, REPORT_CELL_BYTES, &rows, n));
+        *cells = rows;
+        for (size_t i = 0; i < *n; i++) (*cells)[i][REPORT_CELL_BYTES - 1] = '\0';
+        return OK;
+    }
+    double *values = NULL;
+    TRY(report_column(f, name, column, &values, n));
+    *cells = calloc(*n + 1, sizeof **cells);
+    for (size_t i = 0; i < *n && *cells; i++)
+        snprintf((*cells)[i], sizeof **cells, "%.6g", values[i]);
+    free(values);
+    return *cells ? OK : error_set(ERR_RESOURCE, "report: out of memory");
+}
+
+bool report_column_name(const struct report_file *f, const char *name, unsigned index,
+                        char out[REPORT_CELL_BYTES])
+{
+    struct open_table t;
+    bool found = false;
+    if (open_set(f, name, &t) == OK && (int)index < H5Tget_nmembers(t.type)) {
+        char *member = H5Tget_member_name(t.type, index);
+        found = member != NULL;
+        snprintf(out, REPORT_CELL_BYTES, "%s", member ? member : "");
+        H5free_memory(member);
+    }
+    shut_set(&t);
+    return found;
 }

@@ -51,4 +51,13 @@ bool report_has_column(const struct report_file *f, const char *name, const char
 enum status report_column(const struct report_file *f, const char *name, const char *column,
                           double **values, size_t *n);
 
+/* A column of numbers or text as text, whatever it is; *cells is to be freed. */
+enum { REPORT_CELL_BYTES = 40 };
+enum status report_cells(const struct report_file *f, const char *name, const char *column,
+                         char (**cells)[REPORT_CELL_BYTES], size_t *n);
+
+/* The name of a table's column by its number, cut to fit; false beyond the last. */
+bool report_column_name(const struct report_file *f, const char *name, unsigned index,
+                        char out[REPORT_CELL_BYTES]);
+
 #endif

@@ -93,14 +93,15 @@ static void compare_roles(const struct rank_chart *r, const struct report_run *r
 static void draw_rank(const struct svg_chart *c, const struct rank_chart *r,
                       const struct rank_row *row)
 {
-    double low = 0;
+    /* a gap between bars only where it is wide enough to be seen as one */
+    double low = 0, half = svg_x(c, 1) - svg_x(c, 0) > 4 ? 0.44 : 0.5;
     for (int p = 0; p < r->parts; p++) {
         double v = r->value(row, p);
         char tip[192], number[32];
         snprintf(tip, sizeof tip, "rank %d, %.16s on %.64s: %s %s", row->rank, row->unit, row->host,
                  r->part[p].name, svg_number(number, v));
-        if (v > 0) svg_rect(c, row->rank - 0.44, row->rank + 0.44, low, low + v,
-                            r->part[p].colour, tip);
+        if (v > 0)
+            svg_rect(c, row->rank - half, row->rank + half, low, low + v, r->part[p].colour, tip);
         low += v;
     }
 }
@@ -165,13 +166,13 @@ static enum status layer_chart(const struct layer_load *l, double most, FILE *ou
     }
     char title[64], note[64];
     snprintf(title, sizeof title, "layer %d", l->rows[0].layer);
-    snprintf(note, sizeof note, "max/mean %.2f", l->peak);
+    snprintf(note, sizeof note, "peak %.2f", l->peak);
     struct svg_chart c = {
         .out = out,
         .title = title,
         .note = note,
         .width = (SVG_FULL - (LAYERS_A_ROW - 1) * 14) / (double)LAYERS_A_ROW,
-        .height = 118,
+        .height = 132,
         .left = 30,
         .x = {.lo = 0, .hi = (double)l->n},
         .y = {.lo = 0, .hi = most},
@@ -197,7 +198,7 @@ static enum status expert_charts(const struct report_run *run, FILE *out)
         most = fmax(most, l.peak);
         i += l.n;
     }
-    most = svg_from_zero(most, NULL).hi;
+    most *= 1.05;
     enum status st = OK;
     fputs("<div class=\"row\" style=\"gap:0 14px\">", out);
     for (size_t i = 0; i < run->n_load && st == OK;) {
@@ -225,6 +226,6 @@ enum status report_run_load_html(const struct report_run *run, FILE *out)
     html_section(out, "Load of the experts",
                  "Each layer's routed experts, heaviest first (from left to right), as a multiple "
                  "of the layer's mean (the dashed line): what the gates asked for, before "
-                 "replicas.");
+                 "replicas. Peak: the heaviest.");
     return expert_charts(run, out);
 }

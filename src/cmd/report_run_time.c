@@ -74,7 +74,7 @@ static enum status draw_shares(const struct svg_chart *c, const struct report_ru
         for (int b = 0; b < LANE_BINS; b++) {
             double low = u->n - 1 - row - 0.36;
             for (int kind = 0; kind < 2; kind++) {
-                double part = share[(kind * MAX_UNITS + row) * LANE_BINS + b] * 0.72;
+                double part = fmin(share[(kind * MAX_UNITS + row) * LANE_BINS + b], 1) * 0.72;
                 if (part > 0.004)
                     svg_rect(c, b * width, (b + 1) * width, low, low + part, kind_colour[kind],
                              NULL);

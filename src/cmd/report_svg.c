@@ -229,7 +229,7 @@ void svg_rect(const struct svg_chart *c, double x0, double x1, double y0, double
     if (!isfinite(x0) || !isfinite(x1) || !isfinite(y0) || !isfinite(y1)) return;
     double left = clamp(svg_x(c, x0), c->x0, c->x1), right = clamp(svg_x(c, x1), c->x0, c->x1);
     double low = clamp(svg_y(c, y0), c->y1, c->y0), high = clamp(svg_y(c, y1), c->y1, c->y0);
-    double w = fmax(right - left, 0.4); /* thinner ones would vanish */
+    double w = fmax(right - left, 1); /* thinner ones could fall between two pixels */
     fprintf(c->out, "<rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"", left,
             high, w, low - high, colour);
     if (!tip) {

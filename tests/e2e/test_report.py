@@ -266,3 +266,95 @@ def test_page_never_replaces_the_file(finished):
     code, _, err = report(run.h5, "--html", run.h5)
     assert code == 2 and "results file itself" in err
     assert run.h5.read_bytes() == before
+
+
+# A study's file, made here by the columns that src/cmd/report_study.h names.
+
+HOURS = 24
+
+
+def put_table(f, name, columns):
+    f.create_dataset(name, data=np.rec.fromarrays(list(columns.values()), names=list(columns)))
+
+
+def day_columns(rows, seconds):
+    t = np.arange(rows) * seconds
+    load = 1 + 0.5 * np.sin(2 * np.pi * t / 86400)
+    columns = {"t_start": t * 1.0, "hour_of_day": (12 + t / 3600) % 24,
+               "prefill_nodes": np.full(rows, 116.0), "decode_nodes": np.full(rows, 162.0),
+               "requests": 7e6 * seconds / 3600 * load, "hit_tokens": 14e9 * seconds / 3600 * load,
+               "miss_tokens": 11e9 * seconds / 3600 * load,
+               "output_tokens": 7e9 * seconds / 3600 * load,
+               "cost_usd": np.full(rows, 278 * 16.0 * seconds / 3600),
+               "revenue_usd": 23e3 * seconds / 3600 * load,
+               "tpot_p50_s": 0.045 * load, "prefill_utilisation": 0.6 * load}
+    return columns
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.h5"
+    with h5py.File(path, "w") as f:
+        f.attrs["schema_version"] = 1
+        f.attrs["status"] = "complete"
+        hours = day_columns(HOURS, 3600)
+        hours["published_revenue_usd"] = np.full(HOURS, 23000.0)
+        hours["published_revenue_usd"][3] = np.nan
+        put_table(f, "account/hourly", hours)
+        put_table(f, "minutes", day_columns(60 * HOURS, 60))
+        n = 12
+        put_table(f, "sweep", {
+            "hardware": np.array([b"h800", b"h20"] * (n // 2)),
+            "max_batch": np.arange(n) * 16 + 16,
+            "tokens_per_s_request": 40.0 - np.arange(n), "tokens_per_s_gpu": 900.0 + np.arange(n),
+            "usd_per_m_output": 0.5 + np.arange(n), "meets_slo": np.arange(n) % 2,
+            "pareto": (np.arange(n) < 3).astype("i4"), "best": (np.arange(n) == 1).astype("i4")})
+    return path
+
+
+def test_study_terminal(study):
+    code, out, err = report(study)
+    assert code == 0, err
+    with h5py.File(study) as f:
+        hours = f["account/hourly"][:]
+    cost, revenue = hours["cost_usd"].sum(), hours["revenue_usd"].sum()
+    assert f"cost $ {cost:.0f}, theoretical revenue $ {revenue:.0f}" in out
+    assert f"requests {hours['requests'].sum():.0f}; nodes, mean: prefill 116.00, decode 162" in out
+    assert len(re.findall(r"^  \d\d:00 ", out, re.MULTILINE)) == HOURS
+    assert out.index("  12:00") < out.index("  23:00") < out.index("  00:00")
+    assert "# sweep: 12 points; the Pareto front and the best (*), 3 rows" in out
+    assert re.search(r"^  \* +h20 +32 +39 +901 ", out, re.MULTILINE)
+
+
+def test_study_page(study, tmp_path):
+    path = tmp_path / "out.html"
+    assert report(study, "--html", path)[0] == 0
+    text = path.read_text(encoding="utf-8")
+    found = Page(text)
+    for chart in ("Nodes in service", "Cost and theoretical income of each hour", "Utilisation",
+                  "Tokens per second, all units", "Time per output token",
+                  "Speed of a request against throughput of a GPU"):
+        assert chart in found.charts, chart
+    assert "Time to first token" not in found.charts  # the file has no such column
+    assert len(re.findall(r"<title>cost from", text)) == HOURS
+    assert len(re.findall(r"<title>published income from", text)) == HOURS - 1  # one is unknown
+    assert not re.findall(r"https?:|\bsrc=|\bhref=", text)
+
+
+@pytest.mark.parametrize("gone", ["account", "minutes", "sweep"])
+def test_study_in_parts(study, tmp_path, gone):
+    path = tmp_path / "out.html"
+    with h5py.File(study, "r+") as f:
+        del f[gone]
+    code, _, err = report(study, "--html", path)
+    assert code == 0, err
+    Page(path.read_text(encoding="utf-8"))
+
+
+def test_study_times_must_rise(study):
+    with h5py.File(study, "r+") as f:
+        rows = f["account/hourly"][:]
+        rows["t_start"][5] = 0
+        f["account/hourly"][:] = rows
+    code, _, err = report(study)
+    assert code == 3 and "/account/hourly, row 5" in err and "rising" in err
