@@ -47,7 +47,7 @@ struct study_period_row {
 };
 
 struct study_unit_row {
-    char unit[16];
+    char unit[24];
     int32_t hour, reserved;
     int64_t requests, tokens, steps;
     double busy_s;          /* inside steps */

@@ -197,8 +197,14 @@ static void decide(struct plan_units *u, const struct autoscale_params *a, doubl
 
 void node_plan_observe(struct node_plan *p, double t, double prefill_load, double decode_load)
 {
-    forecast_add(p->forecast[0], prefill_load);
-    forecast_add(p->forecast[1], decode_load);
+    p->seen_load[0] += prefill_load;
+    p->seen_load[1] += decode_load;
+    if (++p->seen * 60 < p->scale.interval_s) return;
+    for (int i = 0; i < 2; i++) {
+        forecast_add(p->forecast[i], p->seen_load[i] / p->seen);
+        p->seen_load[i] = 0;
+    }
+    p->seen = 0;
     decide(&p->prefill, &p->scale, forecast_peak(p->forecast[0]), t);
     decide(&p->decode, &p->scale, forecast_peak(p->forecast[1]), t);
 }

@@ -57,7 +57,8 @@ struct node_plan {
     int n_steps, at_step;
     struct autoscale_params scale;
     struct forecast *forecast[2]; /* prefill and decode demand; borrowed, autoscaled only */
-    double next_decision_s;
+    double seen_load[2];
+    int seen;             /* minutes in seen_load since the last interval */
 };
 
 enum status node_plan_init(struct node_plan *p, enum plan_mode mode,
@@ -73,8 +74,8 @@ enum status node_plan_units_for(const struct node_plan *p, int nodes, int group_
 enum status node_plan_read_steps(struct node_plan *p, const char *path, int group_prefill,
                                  int group_decode);
 
-/* Demand seen since the last call at time t (autoscaled: load per second in the units of
- * plan_role.capacity). Call once an interval. */
+/* Mean demand (load per second in the units of plan_role.capacity) of the minute before t. Call
+ * every minute: an autoscaled plan forecasts and decides once an interval. */
 void node_plan_observe(struct node_plan *p, double t_s, double prefill_load, double decode_load);
 
 /* Advances states to time t; true when some unit's state changed. */

@@ -203,7 +203,7 @@ static enum status end_minute(struct sim *s, int minute)
     memcpy(v + SIM_COUNTERS + SIM_HIST, s->tpot, sizeof s->tpot);
     TRY(s->ex->sum(s->ex->ctx, v, SIM_COUNTERS + 2 * SIM_HIST));
     struct node_plan *p = s->cfg->plan;
-    if (p->mode == PLAN_AUTO)
+    if (p->mode == PLAN_AUTO && minute >= 0)
         node_plan_observe(p, minute * 60.0, (double)v[SIM_ARRIVALS] / 60,
                           (double)v[SIM_ARRIVALS] / 60);
     if (minute >= 0 && minute < s->result->minutes) {

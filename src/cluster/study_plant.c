@@ -1,0 +1,244 @@
+/* study_plant.c - from a study file to units with step times and a simulation's configuration. */
+#include "cluster/study_plant.h"
+
+#include "config/prices.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { AUTOSCALE_INTERVAL_S = 120, AUTOSCALE_WEEKDAY = 3 };
+
+static enum status unit_create(struct study_plant *p, enum unit_role role, struct unit_speed **out)
+{
+    const struct study *s = &p->study;
+    const struct study_role *r = role == UNIT_PREFILL ? &s->prefill : &s->decode;
+    struct unit_config c;
+    unit_config_defaults(&c, role);
+    c.level = s->level;
+    c.combine = s->combine;
+    c.ep = r->ep;
+    c.redundant_experts = r->redundant_experts;
+    c.micro_batches = r->microbatches;
+    c.overlap = r->overlap;
+    c.imbalance = r->imbalance;
+    if (role == UNIT_PREFILL) {
+        c.chunk_tokens = r->per_gpu;
+    } else {
+        c.max_batch = r->per_gpu;
+        c.mtp = s->mtp;
+        c.mtp_acceptance = s->mtp_acceptance;
+    }
+    return unit_speed_create(&p->hw, &p->model, &c, out);
+}
+
+/* What cannot run is refused with the numbers before any time is spent on it. */
+static enum status check_deployment(struct study_plant *p)
+{
+    const struct study *s = &p->study;
+    struct unit_memory m;
+    unit_memory(p->decode, &m);
+    p->kv_tokens_per_gpu = unit_kv_tokens(p->decode);
+    double context = s->has_targets ? s->targets.kv_per_output : s->session.first_tokens;
+    p->max_batch = unit_max_batch(p->decode, context);
+    if (!(m.kv > 0) || p->max_batch < 1)
+        return error_set(ERR_RESOURCE,
+                         "decode: EP%d leaves %.1f GiB for KV on a GPU of %.1f GiB (%.1f replicated, "
+                         "%.1f experts, %.1f buffers and workspace): room for %.1f requests of %.0f "
+                         "tokens; raise decode.ep",
+                         s->decode.ep, m.kv / 0x1p30, m.capacity / 0x1p30, m.replicated / 0x1p30,
+                         m.routed / 0x1p30, (m.comm + m.activation + m.absorbed) / 0x1p30,
+                         fmax(p->max_batch, 0), context);
+    int need = s->prefill.units * unit_nodes(p->prefill) + s->decode.units * unit_nodes(p->decode);
+    if (s->nodes.available > 0 && need > s->nodes.available)
+        return error_set(ERR_INPUT,
+                         "%d prefill units of %d nodes and %d decode units of %d need %d nodes, but "
+                         "nodes.available is %d",
+                         s->prefill.units, unit_nodes(p->prefill), s->decode.units,
+                         unit_nodes(p->decode), need, s->nodes.available);
+    return OK;
+}
+
+enum status study_plant_build(const struct study *s, struct study_plant *p)
+{
+    memset(p, 0, sizeof *p);
+    p->study = *s;
+    enum status st = hardware_find("inputs/hardware", s->hardware, &p->hw);
+    p->has_hw = st == OK;
+    if (st == OK) st = model_config_read(s->model, &p->model);
+    if (st == OK) st = prices_read(s->prices, &p->prices);
+    if (st == OK && s->usd_per_gpu_hour > 0) p->prices.usd_per_gpu_hour = s->usd_per_gpu_hour;
+    if (st == OK) st = unit_create(p, UNIT_PREFILL, &p->prefill);
+    if (st == OK) st = unit_create(p, UNIT_DECODE, &p->decode);
+    if (st == OK) st = check_deployment(p);
+    if (st != OK) study_plant_free(p);
+    return st;
+}
+
+void study_plant_free(struct study_plant *p)
+{
+    unit_speed_free(p->prefill);
+    unit_speed_free(p->decode);
+    if (p->has_hw) hardware_free(&p->hw);
+    workload_trace_free(&p->trace);
+    node_plan_free(&p->plan);
+    for (int i = 0; i < 2; i++) forecast_free(p->forecast[i]);
+    memset(p, 0, sizeof *p);
+}
+
+static double decode_seconds(void *unit, double batch, double context)
+{
+    return unit_decode_step_s(unit, fmax(batch, 0.25), fmax(context, 1));
+}
+
+static double prefill_seconds(void *unit, double tokens, double context)
+{
+    tokens = fmax(tokens, 1);
+    return unit_prefill_step_s(unit, tokens, tokens * fmax(context, 1));
+}
+
+double study_decode_capacity(struct study_plant *p, double *batch)
+{
+    const struct study *s = &p->study;
+    double per_step = unit_tokens_per_step(p->decode), best = 1;
+    double context = s->has_targets ? s->targets.kv_per_output : p->means.kv_per_output;
+    double most = fmin(s->decode.per_gpu, unit_max_batch(p->decode, context));
+    for (double b = 1; b <= most; b++)
+        if (decode_seconds(p->decode, b, context) / per_step * 1e3 <= s->slo.tpot_ms) best = b;
+    if (batch) *batch = best;
+    return best * unit_gpus(p->decode) * per_step / decode_seconds(p->decode, best, context);
+}
+
+double study_prefill_capacity(struct study_plant *p)
+{
+    /* A mean token attends to half of its prompt, and more of the longer prompts. */
+    double tokens = p->study.prefill.per_gpu;
+    double context = p->study.has_targets ? p->study.targets.prompt : p->means.prompt;
+    return tokens * unit_gpus(p->prefill) / prefill_seconds(p->prefill, tokens, context);
+}
+
+static enum status build_workload(struct study_plant *p)
+{
+    struct study *s = &p->study;
+    if (*s->workload.trace) return workload_trace_read(s->workload.trace, &p->trace);
+    if (!*s->workload.curve)
+        return error_set(ERR_INPUT, "workload.curve or workload.trace is missing");
+    TRY(arrival_curve_read(s->workload.curve, &p->curve));
+    if (s->has_targets)
+        TRY(workload_fit(&s->targets, s->seed, &s->session, &p->means));
+    TRY(workload_build(&s->session, &p->workload));
+    if (!s->has_targets) workload_measure(&p->workload, s->seed, 400000, &p->means);
+    return OK;
+}
+
+/* Requests per second of the days before: the curve with weekdays (weekends a fifth lower), a level
+ * of the day and a slow wander of a few per cent; the study's own day is a weekday with neither. */
+static void generate_history(const struct study_plant *p, int days, int per_day, double *value)
+{
+    const struct study *s = &p->study;
+    double mean = s->workload.requests / (s->workload.hours * 3600), wander = 0;
+    for (int i = 0; i < days * per_day; i++) {
+        int back = days - i / per_day; /* days before the study's, a Thursday */
+        int weekday = ((AUTOSCALE_WEEKDAY - back) % 7 + 7) % 7;
+        double level = (weekday >= 5 ? 0.8 : 1) *
+                       (1 + 0.03 * rng_normal(s->seed ^ 0x6461790a, (uint64_t)back));
+        double hour = s->workload.start_hour + 24.0 * (i % per_day + 0.5) / per_day;
+        wander = 0.98 * wander + 0.006 * rng_normal(s->seed ^ 0x77616e64, (uint64_t)i);
+        value[i] = mean * arrival_curve_at(&p->curve, hour) * level * exp(wander);
+    }
+}
+
+static enum status build_forecasts(struct study_plant *p)
+{
+    const struct study *s = &p->study;
+    if (*s->workload.trace)
+        return error_set(ERR_INPUT, "nodes.mode auto needs workload.curve: forecasters learn from "
+                         "earlier days, and a trace has none");
+    int per_day = 86400 / AUTOSCALE_INTERVAL_S, days = s->autoscale.train_days;
+    int lead = (int)ceil(s->autoscale.startup_s / AUTOSCALE_INTERVAL_S) + 1;
+    int slot = (int)(s->workload.start_hour * 3600 / AUTOSCALE_INTERVAL_S) % per_day;
+    if (days < 2)
+        return error_set(ERR_INPUT, "autoscale.train_days: found %d, expected at least 2", days);
+    double *history = malloc((size_t)(days * per_day) * sizeof *history);
+    if (!history) return error_set(ERR_RESOURCE, "no memory for %d days of history", days);
+    generate_history(p, days, per_day, history);
+    enum status st = OK;
+    for (int i = 0; i < 2 && st == OK; i++) {
+        st = forecast_create((enum forecast_kind)s->autoscale.forecast, per_day, lead, s->seed,
+                             &p->forecast[i]);
+        if (st == OK)
+            st = forecast_train(p->forecast[i], history, days * per_day, slot, AUTOSCALE_WEEKDAY);
+        p->plan.forecast[i] = p->forecast[i];
+    }
+    free(history);
+    return st;
+}
+
+static enum status build_plan(struct study_plant *p)
+{
+    const struct study *s = &p->study;
+    bool automatic = s->nodes.mode == PLAN_AUTO;
+    double turns_s = p->means.prompt * (1 - p->means.hit_ratio);
+    struct plan_role prefill = {
+        .max_units = s->prefill.units,
+        .min_units = s->autoscale.min_prefill,
+        .start_units = s->prefill.units,
+        .nodes = unit_nodes(p->prefill),
+    }, decode = {
+        .max_units = s->decode.units,
+        .min_units = s->autoscale.min_decode,
+        .start_units = s->decode.units,
+        .nodes = unit_nodes(p->decode),
+    };
+    if (automatic) { /* in requests per second */
+        prefill.capacity = study_prefill_capacity(p) * s->autoscale.prefill_utilisation / turns_s;
+        decode.capacity = study_decode_capacity(p, NULL) / p->means.output;
+    }
+    struct autoscale_params scale = {
+        .interval_s = AUTOSCALE_INTERVAL_S,
+        .startup_s = s->autoscale.startup_s,
+        .drain_s = automatic ? s->autoscale.drain_s : s->nodes.drain_s,
+        .headroom = s->autoscale.headroom,
+        .keep_s = s->autoscale.keep_s,
+    };
+    TRY(node_plan_init(&p->plan, s->nodes.mode, &prefill, &decode, &scale));
+    if (automatic) TRY(build_forecasts(p));
+    if (s->nodes.mode == PLAN_STEPS)
+        return node_plan_read_steps(&p->plan, s->nodes.file, s->nodes.group_prefill,
+                                    s->nodes.group_decode);
+    return OK;
+}
+
+enum status study_plant_days(struct study_plant *p)
+{
+    struct study *s = &p->study;
+    TRY(build_workload(p));
+    TRY(build_plan(p));
+    struct sim_config *c = &p->sim;
+    *c = (struct sim_config){
+        .workload = &p->workload,
+        .curve = &p->curve,
+        .trace = *s->workload.trace ? &p->trace : NULL,
+        .requests = s->workload.requests,
+        .start_hour = s->workload.start_hour,
+        .hours = s->workload.hours,
+        .warmup_s = *s->workload.trace ? 0 : s->workload.warmup_s,
+        .epoch_s = s->workload.epoch_s,
+        .seed = s->seed,
+        .tokens_per_step = unit_tokens_per_step(p->decode),
+        .kv_pages_per_gpu = floor(p->kv_tokens_per_gpu / WORKLOAD_PAGE_TOKENS),
+        .high_water = s->high_water,
+        .transfer_s_per_token = unit_kv_bytes_per_token(p->prefill) / (p->hw.rdma_gb_s * 1e9),
+        .cache_pages = s->cache_tokens / WORKLOAD_PAGE_TOKENS,
+        .plan = &p->plan,
+        .prefill = {.max_units = s->prefill.units, .gpus = unit_gpus(p->prefill),
+                    .nodes = unit_nodes(p->prefill), .tokens_per_gpu = s->prefill.per_gpu,
+                    .imbalance = 1},
+        .decode = {.max_units = s->decode.units, .gpus = unit_gpus(p->decode),
+                   .nodes = unit_nodes(p->decode), .tokens_per_gpu = s->decode.per_gpu,
+                   .imbalance = 1},
+    };
+    TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, 16384, &c->decode.time));
+    return sim_time_build(prefill_seconds, p->prefill, s->prefill.per_gpu, 32768,
+                          &c->prefill.time);
+}

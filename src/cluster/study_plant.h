@@ -1,0 +1,42 @@
+/* study_plant.h - what a study file names, read and ready: hardware, model, units, workload,
+ * prices, node plan. Owns everything in it (study_plant_free); the study is copied.
+ */
+#ifndef CLUSTER_STUDY_PLANT_H
+#define CLUSTER_STUDY_PLANT_H
+
+#include "account/account.h"
+#include "cluster/sim.h"
+#include "cluster/study.h"
+#include "cluster/unit_model.h"
+
+struct study_plant {
+    struct study study;
+    struct hardware hw;
+    bool has_hw;
+    struct model_config model;
+    struct unit_speed *prefill, *decode;
+    struct account_prices prices;
+    double kv_tokens_per_gpu;      /* decode */
+    double max_batch;              /* decode: that fits with the workload's mean context */
+    /* for simulations */
+    struct workload workload;
+    struct workload_means means;   /* of the sessions, from their tables and a sample */
+    struct arrival_curve curve;
+    struct workload_trace trace;
+    struct node_plan plan;
+    struct forecast *forecast[2]; /* prefill, decode; autoscaled only */
+    struct sim_config sim;
+};
+
+/* Units and prices only: enough for step times and sweeps. */
+enum status study_plant_build(const struct study *s, struct study_plant *out);
+/* The rest, for simulations. */
+enum status study_plant_days(struct study_plant *p);
+void study_plant_free(struct study_plant *p);
+
+/* Highest load of one unit within the SLO: prompt tokens computed per second, output tokens per
+ * second; decode: also the batch a GPU. */
+double study_prefill_capacity(struct study_plant *p);
+double study_decode_capacity(struct study_plant *p, double *batch);
+
+#endif
