@@ -82,7 +82,8 @@ void gemm_curve_build(const struct hardware *hw, enum gemm_kind kind, double n, 
         add_op(hw, HW_MASKED, c);
         if (!c->points) add_op(hw, HW_GROUPED, c);
     }
-    if (c->points) return;
+    c->measured = c->points > 0;
+    if (c->measured) return;
     /* No measurement: the shares are part of the peaks. */
     c->peak_tflops *= kind == GEMM_FP8 ? hw->share.gemm_fp8
                       : kind == GEMM_GROUPED_FP8 || kind == GEMM_MASKED_FP8 ? hw->share.grouped
@@ -107,6 +108,7 @@ struct gemm_time gemm_curve_at(const struct gemm_curve *c, double m, double grou
         f = c->factor[i] + w * (c->factor[i + 1] - c->factor[i]);
     }
     struct gemm_time t = base_time(c, c->n, c->k, m, groups, sm_share);
+    if (!c->measured) t.us = t.launch_us + hypot(t.memory_us, t.compute_us);
     t.us *= f;
     return t;
 }

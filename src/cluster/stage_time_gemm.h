@@ -4,7 +4,8 @@
  * peak: the sum, so that the three regimes blend. A measured point says by what factor the real
  * kernel differs; the factor is interpolated in log(rows), held constant outside the measured
  * rows, and taken from the nearest shapes when (n, k) itself was not measured. Without points the
- * shares of the hardware file stand in.
+ * shares of the hardware file stand in, and memory and compute are blended as sqrt(a^2 + b^2),
+ * since no factor takes the sum's excess back.
  *
  * A curve is plain data of a fixed size; build once, evaluate often. Times in microseconds.
  */
@@ -13,12 +14,15 @@
 
 #include "cluster/hardware.h"
 
+#include <stdbool.h>
+
 enum { GEMM_CURVE_POINTS = 24 };
 
 struct gemm_curve {
     double n, k;
     double weight_bytes, in_bytes, out_bytes; /* of an element */
     double peak_tflops, hbm_gb_s, launch_us;
+    bool measured;
     int points;
     double log_m[GEMM_CURVE_POINTS], factor[GEMM_CURVE_POINTS]; /* ascending rows */
 };

@@ -1,0 +1,261 @@
+/* study_unit.c - `moebatch study --unit`: what one prefill unit and one decode unit do by batch
+ * size: step, TPOT, throughput, exposed communication, bounds of the stages, memory.
+ *
+ * 1. read the file and the flags   2. read hardware, model and load
+ * 3. for each level and role: the table, the stages of its last row, the memory
+ */
+#include "cmd/study_unit.h"
+
+#include "cluster/unit_model.h"
+#include "config/options.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PATH_BYTES 512
+
+struct unit_role_study {
+    bool present, overlap, mtp;
+    int ep, nodes, redundant_experts, microbatches, tokens, kv;
+    double acceptance;
+};
+
+struct unit_study {
+    char hardware[PATH_BYTES], hardware_dir[PATH_BYTES], model[PATH_BYTES], load[PATH_BYTES];
+    double imbalance;
+    int level, combine;
+    struct unit_role_study prefill, decode;
+};
+
+static const char *const levels[] = {"tables", "calibrated", "both", NULL};
+static const char *const combines[] = {"node", "group_tree", NULL};
+
+#define AT(f) .offset = offsetof(struct unit_study, f)
+#define TEXT(k, f, d, text) \
+    {.key = k, .type = OPTION_STRING, AT(f), .bytes = PATH_BYTES, .def = d, .unit = "", .doc = text}
+#define INT(k, f, d, lo, hi, a, text) \
+    {.key = k, .type = OPTION_INT, AT(f), .def = d, .min = lo, .max = hi, .may_auto = a, \
+     .unit = "", .doc = text}
+#define BOOL(k, f, d, text) \
+    {.key = k, .type = OPTION_BOOL, AT(f), .def = d, .unit = "", .doc = text}
+#define CHOICE(k, f, d, list, text) \
+    {.key = k, .type = OPTION_CHOICE, AT(f), .def = d, .choices = list, .unit = "", .doc = text}
+#define NUM(k, f, d, lo, hi, text) \
+    {.key = k, .type = OPTION_DOUBLE, AT(f), .def = d, .min = lo, .max = hi, .unit = "", .doc = text}
+#define ROLE(r, e) \
+    INT(#r ".ep", r.ep, e, 1, 65536, 0, "GPUs of the unit"), \
+    INT(#r ".nodes", r.nodes, "0", 0, 65536, 0, "0: as few as hold ep GPUs"), \
+    INT(#r ".redundant_experts", r.redundant_experts, "auto", 0, 65536, 1, "extra slots"), \
+    INT(#r ".microbatches", r.microbatches, "2", 1, 2, 0, "1 or 2"), \
+    BOOL(#r ".overlap", r.overlap, "true", "communication under computation")
+
+static const struct option rows[] = {
+    TEXT("hardware", hardware, "h800", "name in hardware_dir, or path of a YAML file"),
+    TEXT("hardware_dir", hardware_dir, "inputs/hardware", "where hardware files are"),
+    TEXT("model", model, "inputs/shapes/deepseek-v3", "directory with a config.json"),
+    CHOICE("level", level, "both", levels, "kernel tables only, or with trace constants"),
+    CHOICE("combine", combine, "node", combines, "what COMBINE sends between nodes"),
+    NUM("imbalance", imbalance, "0", 0, 1000, "largest / mean rank load; 0: from load, or 1"),
+    TEXT("load", load, "", "expert load: one number an expert, placed by EPLB"),
+    ROLE(prefill, "32"),
+    INT("prefill.chunk_tokens", prefill.tokens, "16384", 1, 1 << 24, 0, "tokens of a GPU and step"),
+    INT("prefill.prompt_tokens", prefill.kv, "4096", 1, 1 << 24, 0, "length of a prompt"),
+    ROLE(decode, "144"),
+    INT("decode.max_batch", decode.tokens, "128", 1, 1 << 20, 0, "requests of a GPU"),
+    INT("decode.mean_kv", decode.kv, "4989", 1, 1 << 24, 0, "mean context of a request"),
+    BOOL("decode.mtp", decode.mtp, "false", "speculate one token a step"),
+    NUM("decode.mtp_acceptance", decode.acceptance, "0.85", 0, 1, "share of them kept"),
+};
+static const struct option_table table = {"unit study", rows, sizeof rows / sizeof *rows};
+
+void cmd_study_unit_help(FILE *out)
+{
+    fputs("moebatch study --unit [FILE.yaml] [--set KEY=VALUE]... [--hardware NAME] "
+          "[--model DIR]\n                      [--level tables|calibrated|both]\n\n"
+          "Keys of the file and of --set:\n", out);
+    options_help(&table, out);
+}
+
+static enum status parse_args(int argc, char **argv, struct unit_study *s)
+{
+    static const char *const flags[] = {"--hardware", "--model", "--level"};
+    options_defaults(&table, s, sizeof *s);
+    for (int i = 1; i < argc; i++)
+        if (argv[i][0] != '-') {
+            TRY(options_read(&table, argv[i], s));
+        } else if (strcmp(argv[i], "--unit")) {
+            i++; /* the value of a flag */
+        }
+    for (int i = 1; i < argc; i++) {
+        if (argv[i][0] != '-' || !strcmp(argv[i], "--unit")) continue;
+        if (i + 1 == argc) return error_set(ERR_USAGE, "%s needs a value", argv[i]);
+        char text[PATH_BYTES + 32] = "";
+        for (int f = 0; f < 3; f++)
+            if (!strcmp(argv[i], flags[f]))
+                snprintf(text, sizeof text, "%s=%s", flags[f] + 2, argv[i + 1]);
+        if (!*text && strcmp(argv[i], "--set"))
+            return error_set(ERR_USAGE, "unknown option %s: see moebatch study --unit --help",
+                             argv[i]);
+        TRY(options_set(&table, *text ? text : argv[i + 1], s));
+        i++;
+    }
+    return OK;
+}
+
+/* One number an expert, separated by anything that is no number's part; # starts a comment. */
+static enum status read_load(const char *path, int experts, float **out)
+{
+    FILE *f = fopen(path, "r");
+    if (!f) return error_set(ERR_INPUT, "cannot open expert load %s", path);
+    float *load = calloc((size_t)experts, sizeof *load);
+    double v;
+    int n = 0;
+    for (int c; load && (c = fgetc(f)) != EOF;) {
+        if (c == '#') while ((c = fgetc(f)) != EOF && c != '\n') {}
+        if (c == ',' || c == ' ' || c == '\n' || c == '\t' || c == '\r') continue;
+        ungetc(c, f);
+        if (fscanf(f, "%lf", &v) != 1 || !(v >= 0)) break;
+        if (n < experts) load[n] = (float)v;
+        n++;
+    }
+    bool whole = feof(f);
+    fclose(f);
+    if (load && whole && n == experts) {
+        *out = load;
+        return OK;
+    }
+    free(load);
+    return error_set(ERR_INPUT, "%s: %d numbers >= 0%s, expected one for each of %d experts", path,
+                     n, whole ? "" : " and then something else", experts);
+}
+
+static void print_stages(const struct unit_step *s)
+{
+    puts("# stage        us_a_microbatch  bound     launch   memory  compute  network  latency  "
+         "kernels");
+    for (int i = 0; i < STAGE_COUNT; i++) {
+        const struct stage_time *t = &s->stage[i];
+        if (t->us <= 0) continue;
+        printf("  %-12s %15.1f  %-8s %8.1f %8.1f %8.1f %8.1f %8.1f %8.1f\n",
+               stage_name((enum stage)i), t->us, stage_bound_name(t->bound), t->part[BOUND_LAUNCH],
+               t->part[BOUND_MEMORY], t->part[BOUND_COMPUTE], t->part[BOUND_NETWORK],
+               t->part[BOUND_LATENCY], t->part[BOUND_KERNELS]);
+    }
+    printf("# step: layers %.2f ms, MTP %.2f ms, overhead %.2f ms; compute %.2f, communication "
+           "%.2f, exposed %.2f ms\n", s->layers_s * 1e3, s->mtp_s * 1e3, s->overhead_s * 1e3,
+           s->compute_s * 1e3, s->comm_s * 1e3, s->exposed_s * 1e3);
+}
+
+static void print_memory(const struct unit_speed *u, double kv)
+{
+    struct unit_memory m;
+    unit_memory(u, &m);
+    puts("# memory of a GPU, GB: capacity  replicated  experts  absorbed  buffers  workspace  "
+         "reserve  kv_cache");
+    printf("  %30.1f %11.1f %8.1f %9.1f %8.1f %10.1f %8.1f %9.1f\n", m.capacity * 1e-9,
+           m.replicated * 1e-9, m.routed * 1e-9, m.absorbed * 1e-9, m.comm * 1e-9,
+           m.activation * 1e-9, m.reserve * 1e-9, m.kv * 1e-9);
+    printf("# %.0f KV tokens fit a GPU (%.0f bytes each): %.0f requests of %.0f tokens\n",
+           unit_kv_tokens(u), m.kv_per_token, floor(unit_kv_tokens(u) / kv), kv);
+}
+
+static void print_prefill(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node)
+{
+    struct unit_step s = {0};
+    puts("# tokens_a_gpu    step_ms  exposed_ms  tok/s/GPU  tok/s/node");
+    for (int tokens = r->tokens / 8 > 0 ? r->tokens / 8 : 1;; tokens *= 2) {
+        if (tokens > r->tokens) tokens = r->tokens;
+        double prompt = r->kv < tokens ? r->kv : tokens;
+        unit_prefill_step(u, tokens, tokens / prompt * unit_prompt_pairs(prompt, 0), &s);
+        printf("  %12d %10.1f %11.1f %10.0f %11.0f\n", tokens, s.step_s * 1e3, s.exposed_s * 1e3,
+               tokens / s.step_s, tokens / s.step_s * gpus_per_node);
+        if (tokens == r->tokens) break;
+    }
+    print_stages(&s);
+    print_memory(u, r->kv);
+}
+
+static void print_decode(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node)
+{
+    struct unit_step s = {0};
+    double yield = unit_tokens_per_step(u), most = unit_max_batch(u, r->kv);
+    puts("# batch_a_gpu    step_ms    TPOT_ms  tok/s/request  tok/s/GPU  tok/s/node  exposed_ms");
+    for (int b = r->tokens / 8 > 0 ? r->tokens / 8 : 1, add = b;; b += add) {
+        if (b > r->tokens) b = r->tokens;
+        unit_decode_step(u, b, r->kv, &s);
+        double rate = b * yield / s.step_s;
+        printf("  %11d %10.2f %10.2f %14.2f %10.0f %11.0f %11.2f%s\n", b, s.step_s * 1e3,
+               s.step_s / yield * 1e3, yield / s.step_s, rate, rate * gpus_per_node,
+               s.exposed_s * 1e3, b > most ? "  KV does not fit" : "");
+        if (b >= r->tokens) break;
+    }
+    printf("# largest batch that fits: %.0f of max_batch %d\n", most, r->tokens);
+    print_stages(&s);
+    print_memory(u, r->kv);
+}
+
+static enum status study_role(const struct unit_study *study, const struct hardware *hw,
+                              const struct model_config *m, const float *load,
+                              enum unit_role role, enum unit_level level)
+{
+    const struct unit_role_study *r = role == UNIT_PREFILL ? &study->prefill : &study->decode;
+    struct unit_config c;
+    struct unit_speed *u;
+    unit_config_defaults(&c, role);
+    c.level = level;
+    c.combine = (enum unit_combine)study->combine;
+    c.ep = r->ep, c.nodes = r->nodes, c.redundant_experts = r->redundant_experts;
+    c.micro_batches = r->microbatches, c.overlap = r->overlap;
+    c.imbalance = study->imbalance, c.load = load;
+    *(role == UNIT_PREFILL ? &c.chunk_tokens : &c.max_batch) = r->tokens;
+    c.mtp = r->mtp, c.mtp_acceptance = r->acceptance;
+    TRY(unit_speed_create(hw, m, &c, &u));
+    printf("\n# %s unit of %s on %s, level %s: EP%d on %d nodes, %d slots a GPU, imbalance %.3f, "
+           "%d micro-batches, overlap %s", role == UNIT_PREFILL ? "prefill" : "decode",
+           study->model, hw->name, levels[level], unit_gpus(u), unit_nodes(u),
+           unit_slots_per_gpu(u), unit_imbalance(u), c.micro_batches, c.overlap ? "on" : "off");
+    if (role == UNIT_PREFILL)
+        printf(", prompts of %d tokens, COMBINE %s\n", r->kv, combines[c.combine]);
+    else
+        printf(", KV %d, MTP %s%s", r->kv, c.mtp ? "on, acceptance " : "off\n", "");
+    if (role == UNIT_DECODE && c.mtp) printf("%.2f\n", c.mtp_acceptance);
+    if (unit_extrapolated(u)) printf("# %s\n", unit_extrapolated(u));
+    (role == UNIT_PREFILL ? print_prefill : print_decode)(u, r, hw->gpus_per_node);
+    unit_speed_free(u);
+    return OK;
+}
+
+static enum status study_levels(const struct unit_study *s, const struct hardware *hw,
+                                const struct model_config *m, const float *load)
+{
+    printf("# hardware %s: %s\n", hw->name, hw->source);
+    for (int level = UNIT_TABLES; level <= UNIT_CALIBRATED; level++) {
+        if (s->level != 2 && s->level != level) continue;
+        TRY(study_role(s, hw, m, load, UNIT_PREFILL, (enum unit_level)level));
+        TRY(study_role(s, hw, m, load, UNIT_DECODE, (enum unit_level)level));
+    }
+    return OK;
+}
+
+enum status cmd_study_unit(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            cmd_study_unit_help(stdout);
+            return OK;
+        }
+    struct unit_study s;
+    struct hardware hw;
+    struct model_config m;
+    float *load = NULL;
+    TRY(parse_args(argc, argv, &s));
+    TRY(hardware_find(s.hardware_dir, s.hardware, &hw));
+    enum status st = model_config_read(s.model, &m);
+    if (st == OK && *s.load) st = read_load(s.load, m.experts, &load);
+    if (st == OK) st = study_levels(&s, &hw, &m, load);
+    free(load);
+    hardware_free(&hw);
+    return st;
+}
