@@ -48,7 +48,8 @@ static enum status parse(int argc, char **argv, struct report_args *a)
         while (k < n_flags && strcmp(argv[i], flags[k].flag) != 0) k++;
         if (k < n_flags && i + 1 >= argc)
             return error_set(ERR_USAGE, "%s needs a value: see moebatch report --help", argv[i]);
-        if (k < n_flags) *flags[k].value = argv[++i];
+        if (k < n_flags)
+            *flags[k].value = argv[++i];
         else if (argv[i][0] == '-')
             return error_set(ERR_USAGE, "unknown option %s: see moebatch report --help", argv[i]);
         else if (a->file)
@@ -72,10 +73,9 @@ static void print_head(const struct report_file *f)
 {
     char *program = report_attr(f, "program_version"), *start = report_attr(f, "start_utc");
     char *status = report_attr(f, "status");
-    printf("# %s: %s, by %s, started %s\n", f->path, status ? status : "-",
-           program ? program : "-", start ? start : "-");
-    if (f->partial)
-        puts("# PARTIAL: the job had not ended when this file was written");
+    printf("# %s: %s, by %s, started %s\n", f->path, status ? status : "-", program ? program : "-",
+           start ? start : "-");
+    if (f->partial) puts("# PARTIAL: the job had not ended when this file was written");
     free(program);
     free(start);
     free(status);

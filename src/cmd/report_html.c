@@ -15,18 +15,21 @@ static const char style[] =
     "p{margin:2px 0 10px;color:#4a5363;max-width:900px}\n"
     "svg{display:inline-block;max-width:100%;height:auto;margin:6px 0 8px;vertical-align:top}\n"
     ".row{display:flex;flex-wrap:wrap;align-items:flex-start;gap:0 20px}\n"
-    ".verdict{display:inline-block;padding:4px 12px;border-radius:4px;font-weight:600;margin:8px 0}\n"
+    ".verdict{display:inline-block;padding:4px 12px;border-radius:4px;font-weight:600;margin:8px "
+    "0}\n"
     ".good{background:#dcf2ea;color:#00573f}.bad{background:#fbe3d6;color:#8a3200}\n"
     ".tiles{display:flex;flex-wrap:wrap;gap:10px;margin:10px 0}\n"
     ".tile{border:1px solid #dde1e7;border-radius:6px;padding:8px 14px;min-width:112px}\n"
-    ".tile b{display:block;font-size:19px;font-weight:600}.tile span{color:#4a5363;font-size:12px}\n"
+    ".tile b{display:block;font-size:19px;font-weight:600}.tile "
+    "span{color:#4a5363;font-size:12px}\n"
     "table{border-collapse:collapse;margin:8px 0 12px;font-variant-numeric:tabular-nums}\n"
     "th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #eceff3}\n"
     "th{color:#4a5363;font-weight:600;font-size:12.5px}\n"
     "th:first-child,td:first-child{text-align:left}\n"
     "table.facts td{text-align:left;vertical-align:top;overflow-wrap:anywhere}\n"
     "table.facts td:first-child{white-space:nowrap;color:#4a5363}\n"
-    "pre{font:12.5px/1.4 'DejaVu Sans Mono',Consolas,monospace;background:#f6f7f9;padding:10px 12px;"
+    "pre{font:12.5px/1.4 'DejaVu Sans Mono',Consolas,monospace;background:#f6f7f9;padding:10px "
+    "12px;"
     "overflow-x:auto;border-radius:4px}\n"
     ".wide{overflow-x:auto}\n"
     "summary{cursor:pointer;color:#0a5a94;margin:4px 0}\n"
@@ -137,12 +140,10 @@ void html_provenance(FILE *out, const struct report_file *f)
     static const struct {
         const char *key, *name;
     } facts[] = {
-        {"status", "status"},       {"program_version", "program"},
-        {"git_revision", "revision"}, {"argv", "command"},
-        {"start_utc", "start, UTC"}, {"end_utc", "end, UTC"},
-        {"hosts", "hosts"},         {"isa", "instruction set"},
-        {"transport", "transport"}, {"libraries", "libraries"},
-        {"schema_version", "file format"},
+        {"status", "status"},       {"program_version", "program"},    {"git_revision", "revision"},
+        {"argv", "command"},        {"start_utc", "start, UTC"},       {"end_utc", "end, UTC"},
+        {"hosts", "hosts"},         {"isa", "instruction set"},        {"transport", "transport"},
+        {"libraries", "libraries"}, {"schema_version", "file format"},
     };
     static const struct {
         const char *key, *name;

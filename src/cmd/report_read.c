@@ -51,7 +51,8 @@ char *report_attr(const struct report_file *f, const char *key)
     hid_t type = H5Aget_type(attr), space = H5Aget_space(attr);
     char *text = NULL;
     long long number = 0;
-    if (H5Sget_simple_extent_npoints(space) != 1) text = NULL;
+    if (H5Sget_simple_extent_npoints(space) != 1)
+        text = NULL;
     else if (H5Tget_class(type) == H5T_STRING)
         text = read_text(attr, type);
     else if (H5Tget_class(type) == H5T_INTEGER && H5Aread(attr, H5T_NATIVE_LLONG, &number) >= 0 &&
@@ -85,7 +86,10 @@ static enum status check_schema(struct report_file *f)
 {
     char *version = report_attr(f, "schema_version"), *status = report_attr(f, "status");
     enum status st = OK;
-    if (!version)
+    if (!version && H5Aexists(f->file, "schema_version") != 0)
+        st =
+            error_set(ERR_INPUT, "%s: cannot read attribute schema_version: damaged file", f->path);
+    else if (!version)
         st = error_set(ERR_INPUT,
                        "%s has no attribute schema_version: it is an HDF5 file, but not a results "
                        "file of moebatch",
@@ -114,7 +118,8 @@ enum status report_open(const char *path, struct report_file *out)
     H5Pclose(access_list);
     if (f.file < 0) return open_error(path);
     enum status st = check_schema(&f);
-    if (st != OK) report_close(&f);
+    if (st != OK)
+        report_close(&f);
     else
         *out = f;
     return st;
@@ -141,10 +146,14 @@ static void shut_set(struct open_table *t)
 static enum status open_set(const struct report_file *f, const char *name, struct open_table *t)
 {
     *t = (struct open_table){-1, -1, 0};
-    if (report_has(f, name)) t->set = H5Dopen2(f->file, name, H5P_DEFAULT);
-    if (t->set < 0) return error_set(ERR_INPUT, "%s has no dataset %s", f->path, name);
-    t->type = H5Dget_type(t->set);
-    hid_t space = H5Dget_space(t->set);
+    if (!report_has(f, name)) return error_set(ERR_INPUT, "%s has no dataset %s", f->path, name);
+    t->set = H5Dopen2(f->file, name, H5P_DEFAULT);
+    hid_t space = t->set < 0 ? -1 : H5Dget_space(t->set);
+    t->type = t->set < 0 ? -1 : H5Dget_type(t->set);
+    if (space < 0 || t->type < 0) {
+        if (space >= 0) H5Sclose(space);
+        return error_set(ERR_INPUT, "%s: cannot open dataset %s: it is damaged", f->path, name);
+    }
     int dims = H5Sget_simple_extent_ndims(space);
     if (dims == 1) H5Sget_simple_extent_dims(space, &t->rows, NULL);
     H5Sclose(space);
@@ -226,9 +235,8 @@ static enum status read_batches(const struct report_file *f, const char *name,
     return st;
 }
 
-enum status report_scan(const struct report_file *f, const char *name,
-                        const struct column *columns, size_t n_columns, size_t row_bytes,
-                        report_rows_fn *fn, void *ctx)
+enum status report_scan(const struct report_file *f, const char *name, const struct column *columns,
+                        size_t n_columns, size_t row_bytes, report_rows_fn *fn, void *ctx)
 {
     struct open_table t;
     enum status st = open_set(f, name, &t);
@@ -264,9 +272,8 @@ static enum status gather(void *ctx, const void *rows, size_t n)
     return OK;
 }
 
-static enum status load(const struct report_file *f, const char *name,
-                        const struct column *columns, size_t n_columns, size_t row_bytes,
-                        void **rows, size_t *n)
+static enum status load(const struct report_file *f, const char *name, const struct column *columns,
+                        size_t n_columns, size_t row_bytes, void **rows, size_t *n)
 {
     struct gathered g = {.row_bytes = row_bytes};
     enum status st = report_scan(f, name, columns, n_columns, row_bytes, gather, &g);
@@ -279,8 +286,8 @@ static enum status load(const struct report_file *f, const char *name,
     return OK;
 }
 
-enum status report_load(const struct report_file *f, const struct table_schema *schema,
-                        void **rows, size_t *n)
+enum status report_load(const struct report_file *f, const struct table_schema *schema, void **rows,
+                        size_t *n)
 {
     return load(f, schema->name, schema->columns, schema->n, schema->row_bytes, rows, n);
 }
@@ -307,50 +314,13 @@ enum status report_column(const struct report_file *f, const char *name, const c
     return OK;
 }
 
-/* Whether the column is text. */
-static bool is_text(const struct report_file *f, const char *name, const char *column)
-{
-    struct open_table t;
-    bool text = false;
-    if (open_set(f, name, &t) == OK) {
-        int at = H5Tget_member_index(t.type, column);
-        text = at >= 0 && is_fixed_text(&t, (unsigned)at);
-    }
-    shut_set(&t);
-    return text;
-}
-
 enum status report_cells(const struct report_file *f, const char *name, const char *column,
                          char (**cells)[REPORT_CELL_BYTES], size_t *n)
 {
+    struct column c = {column, "", COLUMN_TEXT, 0, REPORT_CELL_BYTES};
     void *rows = NULL;
-    if (is_text(f, name, column)) {
-        struct column c = {column, "", COLUMN_TEXT, 0, REPORT_CELL_BYTES};
-        TRY(load(f, name, &c, 1, REPORT_CELL_BYTES, &rows, n));
-        *cells = rows;
-        for (size_t i = 0; i < *n; i++) (*cells)[i][REPORT_CELL_BYTES - 1] = '\0';
-        return OK;
-    }
-    double *values = NULL;
-    TRY(report_column(f, name, column, &values, n));
-    *cells = calloc(*n + 1, sizeof **cells);
-    for (size_t i = 0; i < *n && *cells; i++)
-        snprintf((*cells)[i], sizeof **cells, "%.6g", values[i]);
-    free(values);
-    return *cells ? OK : error_set(ERR_RESOURCE, "report: out of memory");
-}
-
-bool report_column_name(const struct report_file *f, const char *name, unsigned index,
-                        char out[REPORT_CELL_BYTES])
-{
-    struct open_table t;
-    bool found = false;
-    if (open_set(f, name, &t) == OK && (int)index < H5Tget_nmembers(t.type)) {
-        char *member = H5Tget_member_name(t.type, index);
-        found = member != NULL;
-        snprintf(out, REPORT_CELL_BYTES, "%s", member ? member : "");
-        H5free_memory(member);
-    }
-    shut_set(&t);
-    return found;
+    TRY(load(f, name, &c, 1, REPORT_CELL_BYTES, &rows, n));
+    *cells = rows;
+    for (size_t i = 0; i < *n; i++) (*cells)[i][REPORT_CELL_BYTES - 1] = '\0';
+    return OK;
 }

@@ -36,13 +36,12 @@ char *report_attr(const struct report_file *f, const char *key);
 
 /* Calls fn with batches of rows, each row laid out as `columns` say. fn's first failure ends it. */
 typedef enum status report_rows_fn(void *ctx, const void *rows, size_t n);
-enum status report_scan(const struct report_file *f, const char *name,
-                        const struct column *columns, size_t n_columns, size_t row_bytes,
-                        report_rows_fn *fn, void *ctx);
+enum status report_scan(const struct report_file *f, const char *name, const struct column *columns,
+                        size_t n_columns, size_t row_bytes, report_rows_fn *fn, void *ctx);
 
 /* A whole table; *rows is to be freed, NULL when there are none. */
-enum status report_load(const struct report_file *f, const struct table_schema *schema,
-                        void **rows, size_t *n);
+enum status report_load(const struct report_file *f, const struct table_schema *schema, void **rows,
+                        size_t *n);
 
 /* Whether a table has this column. */
 bool report_has_column(const struct report_file *f, const char *name, const char *column);
@@ -51,13 +50,9 @@ bool report_has_column(const struct report_file *f, const char *name, const char
 enum status report_column(const struct report_file *f, const char *name, const char *column,
                           double **values, size_t *n);
 
-/* A column of numbers or text as text, whatever it is; *cells is to be freed. */
-enum { REPORT_CELL_BYTES = 40 };
+/* A column of text, cut to fit; *cells is to be freed. */
+enum { REPORT_CELL_BYTES = 256 };
 enum status report_cells(const struct report_file *f, const char *name, const char *column,
                          char (**cells)[REPORT_CELL_BYTES], size_t *n);
-
-/* The name of a table's column by its number, cut to fit; false beyond the last. */
-bool report_column_name(const struct report_file *f, const char *name, unsigned index,
-                        char out[REPORT_CELL_BYTES]);
 
 #endif

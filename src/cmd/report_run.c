@@ -89,19 +89,35 @@ static enum status read_tables(const struct report_file *f, struct report_run *r
     return OK;
 }
 
-static void add_rows(struct report_run *run)
+/* Times that charts can be drawn of: finite, not before the job's start. */
+static bool sane(double start, double length)
+{
+    return isfinite(start) && isfinite(length) && start >= 0 && length >= 0;
+}
+
+static enum status add_rows(const struct report_file *f, struct report_run *run)
 {
     for (int kind = 0; kind < 2; kind++)
         for (size_t i = 0; i < run->n_steps[kind]; i++) {
             const struct step_row *s = &run->steps[kind][i];
+            if (!sane(s->t_start, s->duration))
+                return error_set(ERR_INPUT, "%s: row %zu of %s lasts %g s from %g s: damaged file",
+                                 f->path, i, results_tables[TABLE_STEPS_PREFILL + kind].name,
+                                 s->duration, s->t_start);
             summary_add_step(&run->summary, (enum step_kind)kind, s);
             run->end_s = fmax(run->end_s, s->t_start + s->duration);
         }
     for (size_t i = 0; i < run->n_attempts; i++) {
         const struct attempt_row *a = &run->attempts[i];
+        if (!sane(a->t_start, a->wall_s))
+            return error_set(ERR_INPUT,
+                             "%s: row %zu of /attempts lasts %g s from %g s: damaged file", f->path,
+                             i, a->wall_s, a->t_start);
         summary_add_attempt(&run->summary, a);
         run->end_s = fmax(run->end_s, a->t_start + a->wall_s);
     }
+    run->end_s = fmax(run->end_s, 1e-9); /* the charts divide by it */
+    return OK;
 }
 
 static enum status read_prices(const struct report_file *f, struct account_prices *out)
@@ -127,7 +143,7 @@ enum status report_run_read(const struct report_file *f, struct report_run **out
     TRY(report_scan(f, "/requests", request_part, sizeof request_part / sizeof *request_part,
                     sizeof(struct request_part), add_requests, &scan));
     TRY(read_tables(f, run));
-    add_rows(run);
+    TRY(add_rows(f, run));
     struct account_prices prices;
     TRY(read_prices(f, &prices));
     summary_finish(&run->summary, &prices);

@@ -11,10 +11,10 @@
 #include <stdio.h>
 
 struct report_run {
-    struct summary summary; /* finished: the table of `moebatch run`, from the stored rows */
+    struct summary summary;    /* finished: the table of `moebatch run`, from the stored rows */
     struct step_row *steps[2]; /* [n_steps[kind]] by enum step_kind */
     size_t n_steps[2];
-    struct rank_row *all_ranks; /* owned; of all attempts */
+    struct rank_row *all_ranks;   /* owned; of all attempts */
     const struct rank_row *ranks; /* [n_ranks] of the last attempt, inside all_ranks */
     size_t n_ranks;
     struct attempt_row *attempts;

@@ -12,7 +12,8 @@ static void tile(FILE *out, double value, const char *unit, const char *name)
 {
     char number[32], text[64];
     svg_number(number, value);
-    if (isnan(value)) snprintf(text, sizeof text, "-");
+    if (isnan(value))
+        snprintf(text, sizeof text, "-");
     else if (*unit == '$')
         snprintf(text, sizeof text, "$%s", number);
     else
@@ -51,17 +52,16 @@ static void throughput_table(const struct throughput_row *t, FILE *out)
     const int32_t nodes[2] = {t->prefill_nodes, t->decode_nodes};
     const int64_t tokens[2] = {t->prefill_tokens, t->decode_tokens};
     const double span[2] = {t->prefill_span_s, t->decode_span_s};
-    const double rate[2][3] = {{t->prefill_tokens_per_s, t->prefill_tokens_per_s_rank,
-                                t->prefill_tokens_per_s_node},
-                               {t->decode_tokens_per_s, t->decode_tokens_per_s_rank,
-                                t->decode_tokens_per_s_node}};
+    const double rate[2][3] = {
+        {t->prefill_tokens_per_s, t->prefill_tokens_per_s_rank, t->prefill_tokens_per_s_node},
+        {t->decode_tokens_per_s, t->decode_tokens_per_s_rank, t->decode_tokens_per_s_node}};
     html_table_begin(out, "phase\tranks\tnodes\ttokens computed\tspan, s\ttokens/s\ttokens/s/rank\t"
                           "tokens/s/node");
     for (int k = 0; k < 2; k++) {
         char line[256], a[32], b[32], c[32];
         snprintf(line, sizeof line, "%s\t%d\t%d\t%lld\t%.2f\t%s\t%s\t%s", name[k], ranks[k],
-                 nodes[k], (long long)tokens[k], span[k], cell(a, rate[k][0]),
-                 cell(b, rate[k][1]), cell(c, rate[k][2]));
+                 nodes[k], (long long)tokens[k], span[k], cell(a, rate[k][0]), cell(b, rate[k][1]),
+                 cell(c, rate[k][2]));
         html_row(out, line);
     }
     html_table_end(out);
@@ -104,8 +104,8 @@ static void account_table(const struct summary *s, FILE *out)
                  rows[i].per > 1 ? "million" : "GPU-hour", rows[i].usd);
         html_row(out, line);
     }
-    snprintf(line, sizeof line, "profit\t%s %% of cost\t\t%.6g",
-             cell(x, a->margin_on_cost * 100), a->profit_usd);
+    snprintf(line, sizeof line, "profit\t%s %% of cost\t\t%.6g", cell(x, a->margin_on_cost * 100),
+             a->profit_usd);
     html_row(out, line);
     snprintf(line, sizeof line, "cost per million output tokens\t\t\t%s",
              cell(y, a->usd_cost_per_m_output));
@@ -156,7 +156,9 @@ static void histogram_chart(const struct histogram *h, double scale, const char 
         .note = note,
         .width = SVG_HALF,
         .height = 230,
-        .x = {.lo = wide ? lo : lo - margin, .hi = wide ? hi : hi + margin, .label = label,
+        .x = {.lo = wide ? lo : lo - margin,
+              .hi = wide ? hi : hi + margin,
+              .label = label,
               .log = wide},
         .y = svg_from_zero(highest, "requests"),
     };

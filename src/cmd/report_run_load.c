@@ -50,15 +50,25 @@ static double share_of(const struct rank_row *r, int part)
 }
 
 static const struct rank_chart rank_charts[] = {
-    {"Tokens computed by each rank", "tokens", 2,
-     {{"prefill", SVG_ORANGE}, {"decode", SVG_BLUE}}, tokens_of, true},
-    {"Routed-expert rows of each rank", "rows", 1, {{"rows", SVG_GREEN}}, expert_rows_of,
+    {"Tokens computed by each rank",
+     "tokens",
+     2,
+     {{"prefill", SVG_ORANGE}, {"decode", SVG_BLUE}},
+     tokens_of,
      true},
-    {"Attention work of each rank", "(query, key) pairs", 1, {{"pairs", SVG_SKY}}, attention_of,
+    {"Routed-expert rows of each rank", "rows", 1, {{"rows", SVG_GREEN}}, expert_rows_of, true},
+    {"Attention work of each rank",
+     "(query, key) pairs",
+     1,
+     {{"pairs", SVG_SKY}},
+     attention_of,
      true},
     {"Most KV pages in use, each rank", "pages", 1, {{"pages", SVG_PINK}}, kv_of, true},
-    {"How each rank spent its time", "share of its time, %", 3,
-     {{"busy", SVG_BLUE}, {"waited for communication", SVG_ORANGE}, {"idle", SVG_GREY}}, share_of,
+    {"How each rank spent its time",
+     "share of its time, %",
+     3,
+     {{"busy", SVG_BLUE}, {"waited for communication", SVG_ORANGE}, {"idle", SVG_GREY}},
+     share_of,
      false},
 };
 
@@ -123,7 +133,8 @@ static void rank_chart(const struct rank_chart *r, const struct report_run *run,
         .width = width,
         .height = 245,
         .x = {.lo = -0.6, .hi = last + 0.6, .label = "rank"},
-        .y = r->compare ? svg_from_zero(most, r->label) : (struct svg_axis){.hi = 100, .label = r->label},
+        .y = r->compare ? svg_from_zero(most, r->label)
+                        : (struct svg_axis){.hi = 100, .label = r->label},
         .legend = r->part,
         .n_legend = r->parts > 1 ? r->parts : 0,
     };
@@ -213,9 +224,10 @@ static enum status expert_charts(const struct report_run *run, FILE *out)
 
 enum status report_run_load_html(const struct report_run *run, FILE *out)
 {
-    html_section(out, "Load of the ranks",
-                 "Of the last attempt. All ranks of a unit wait for the busiest one in every layer: "
-                 "max / mean is what the balancers keep near 1.");
+    html_section(
+        out, "Load of the ranks",
+        "Of the last attempt. All ranks of a unit wait for the busiest one in every layer: "
+        "max / mean is what the balancers keep near 1.");
     if (!run->n_ranks) fputs("<p>No rank reported.</p>\n", out);
     fputs("<div class=\"row\">", out);
     const size_t n = sizeof rank_charts / sizeof *rank_charts;

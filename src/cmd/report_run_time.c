@@ -47,8 +47,8 @@ static void draw_boxes(const struct svg_chart *c, const struct report_run *run, 
                      kind_name[kind], (long long)s->step, s->duration * 1e3, s->t_start, s->tokens,
                      s->requests);
             double y = u->n - 1 - row;
-            svg_rect(c, s->t_start, s->t_start + s->duration, y - 0.36, y + 0.36,
-                     kind_colour[kind], tip);
+            svg_rect(c, s->t_start, s->t_start + s->duration, y - 0.36, y + 0.36, kind_colour[kind],
+                     tip);
         }
 }
 
@@ -204,19 +204,23 @@ static void duration_chart(const struct report_run *run, int kind, FILE *out)
 /* Bars of a mean step's parts. Communication runs beside computation: the bars do not add up. */
 static void stage_chart(const struct report_run *run, FILE *out)
 {
-    static const char *const name[] = {"attention", "routed experts, dense MLP", "shared experts",
-                                       "embedding and head", "dispatch", "combine",
-                                       "waited for communication", "idle"};
+    static const char *const name[] = {"attention",
+                                       "routed experts, dense MLP",
+                                       "shared experts",
+                                       "embedding and head",
+                                       "dispatch",
+                                       "combine",
+                                       "waited for communication",
+                                       "idle"};
     enum { PARTS = sizeof name / sizeof *name };
     double mean[2][PARTS] = {{0}}, most = 0;
     for (int kind = 0; kind < 2; kind++)
         for (size_t i = 0; i < run->n_steps[kind]; i++) {
             const struct step_row *s = &run->steps[kind][i];
-            const float part[PARTS] = {s->attn_ms,     s->mlp_ms,     s->shared_ms,
-                                       s->head_ms,     s->dispatch_ms, s->combine_ms,
+            const float part[PARTS] = {s->attn_ms,         s->mlp_ms,      s->shared_ms,
+                                       s->head_ms,         s->dispatch_ms, s->combine_ms,
                                        s->exposed_comm_ms, s->idle_ms};
-            for (int p = 0; p < PARTS; p++)
-                mean[kind][p] += part[p] / (double)run->n_steps[kind];
+            for (int p = 0; p < PARTS; p++) mean[kind][p] += part[p] / (double)run->n_steps[kind];
         }
     for (int kind = 0; kind < 2; kind++)
         for (int p = 0; p < PARTS; p++) most = fmax(most, mean[kind][p]);

@@ -10,39 +10,75 @@
 
 /* The columns by index; their names are in `column_name`. */
 enum day_column {
-    T_START, HOUR_OF_DAY, PREFILL_NODES, DECODE_NODES, PUBLISHED_NODES, REQUESTS, HIT, MISS, OUTPUT,
-    COST, REVENUE, PROFIT, PUBLISHED_REVENUE, TTFT_P50, TTFT_P90, TTFT_P99, TPOT_P50, TPOT_P90,
-    TPOT_P99, PREFILL_BUSY, DECODE_BUSY, KV, QUEUED, DAY_COLUMNS
+    T_START,
+    HOUR_OF_DAY,
+    PREFILL_NODES,
+    DECODE_NODES,
+    LENT_NODES,
+    PUBLISHED_NODES,
+    REQUESTS,
+    HIT,
+    MISS,
+    OUTPUT,
+    COST,
+    REVENUE,
+    PROFIT,
+    PUBLISHED_REVENUE,
+    TTFT_P50,
+    TTFT_P90,
+    TTFT_P99,
+    TPOT_P50,
+    TPOT_P90,
+    TPOT_P99,
+    PREFILL_BUSY,
+    DECODE_BUSY,
+    KV,
+    QUEUED,
+    DAY_COLUMNS
 };
 
 static const char *const column_name[DAY_COLUMNS] = {
-    "t_start", "hour_of_day", "prefill_nodes", "decode_nodes", "published_nodes", "requests",
-    "hit_tokens", "miss_tokens", "output_tokens", "cost_usd", "revenue_usd", "profit_usd",
-    "published_revenue_usd", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "tpot_p50_s", "tpot_p90_s",
-    "tpot_p99_s", "prefill_utilisation", "decode_utilisation", "kv_occupancy", "queued_requests",
+    "t_start",
+    "hour_of_day",
+    "prefill_nodes",
+    "decode_nodes",
+    "lent_nodes",
+    "published_nodes",
+    "requests",
+    "hit_tokens",
+    "miss_tokens",
+    "output_tokens",
+    "cost_usd",
+    "revenue_usd",
+    "profit_usd",
+    "published_revenue_usd",
+    "ttft_p50_s",
+    "ttft_p90_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p90_s",
+    "tpot_p99_s",
+    "prefill_utilisation",
+    "decode_utilisation",
+    "kv_occupancy",
+    "queued_requests",
 };
+
+#define LENT "#e4e8ee"
 
 /* One table of the day. */
 struct day {
-    size_t n;                      /* rows */
-    double *column[DAY_COLUMNS];   /* [n] owned; NULL = the file has none */
-    double *edge;                  /* [n + 1] owned: hours since the start */
-    double clock;                  /* time of day at 0, h; NaN = unknown */
+    size_t n;                    /* rows */
+    double *column[DAY_COLUMNS]; /* [n] owned; NULL = the file has none */
+    double *edge;                /* [n + 1] owned: hours since the start */
+    double clock;                /* time of day at 0, h; NaN = unknown */
 };
 
-static const char *const hourly_names[] = {"/account/hourly", "/hourly", "/day/hourly"};
-static const char *const minute_names[] = {"/minutes", "/account/minutes", "/day/minutes"};
-
-static const char *find(const struct report_file *f, const char *const names[3])
-{
-    for (int i = 0; i < 3; i++)
-        if (report_has_column(f, names[i], column_name[T_START])) return names[i];
-    return NULL;
-}
+static const char hourly[] = "/account/hourly", minutes[] = "/minutes";
 
 bool report_study_found(const struct report_file *f)
 {
-    return find(f, hourly_names) || find(f, minute_names) || report_has(f, "/sweep");
+    return report_has(f, hourly) || report_has(f, minutes) || report_has(f, "/sweep");
 }
 
 static void day_free(struct day *d)
@@ -69,11 +105,12 @@ static enum status set_edges(const struct report_file *f, const char *name, stru
 }
 
 /* Nothing when the file has no such table: d->n stays 0. */
-static enum status day_read(const struct report_file *f, const char *const names[3], struct day *d)
+static enum status day_read(const struct report_file *f, const char *name, struct day *d)
 {
     *d = (struct day){.clock = (double)NAN};
-    const char *name = find(f, names);
-    if (!name) return OK;
+    if (!report_has(f, name)) return OK;
+    if (!report_has_column(f, name, column_name[T_START]))
+        return error_set(ERR_INPUT, "%s: %s has no column t_start", f->path, name);
     for (int c = 0; c < DAY_COLUMNS; c++)
         if (report_has_column(f, name, column_name[c]))
             TRY(report_column(f, name, column_name[c], &d->column[c], &d->n));
@@ -132,11 +169,16 @@ static void print_hours(const struct day *d, FILE *out)
         const char *head, *fmt;
         double scale;
     } cells[] = {
-        {PREFILL_NODES, "prefill", "%.1f", 1}, {DECODE_NODES, "decode", "%.1f", 1},
-        {REQUESTS, "requests", "%.0f", 1},     {HIT, "hit Mtok", "%.0f", 1e-6},
-        {MISS, "miss Mtok", "%.0f", 1e-6},     {OUTPUT, "out Mtok", "%.0f", 1e-6},
-        {TPOT_P50, "TPOT ms", "%.1f", 1e3},    {TTFT_P90, "TTFT90 s", "%.2f", 1},
-        {COST, "cost $", "%.0f", 1},           {REVENUE, "income $", "%.0f", 1},
+        {PREFILL_NODES, "prefill", "%.1f", 1},
+        {DECODE_NODES, "decode", "%.1f", 1},
+        {REQUESTS, "requests", "%.0f", 1},
+        {HIT, "hit Mtok", "%.0f", 1e-6},
+        {MISS, "miss Mtok", "%.0f", 1e-6},
+        {OUTPUT, "out Mtok", "%.0f", 1e-6},
+        {TPOT_P50, "TPOT ms", "%.1f", 1e3},
+        {TTFT_P90, "TTFT90 s", "%.2f", 1},
+        {COST, "cost $", "%.0f", 1},
+        {REVENUE, "income $", "%.0f", 1},
         {PUBLISHED_REVENUE, "publ. $", "%.0f", 1},
     };
     enum { CELLS = sizeof cells / sizeof *cells };
@@ -174,12 +216,13 @@ static void print_totals(const struct day *d, FILE *out)
 enum status report_study_print(const struct report_file *f, FILE *out)
 {
     struct day d;
-    enum status st = day_read(f, hourly_names, &d);
+    enum status st = day_read(f, hourly, &d);
     if (st == OK && d.n) {
         print_hours(&d, out);
         print_totals(&d, out);
     }
     day_free(&d);
+    if (st == OK) st = report_published_print(f, out);
     return st == OK ? report_sweep_print(f, out) : st;
 }
 
@@ -201,24 +244,45 @@ struct day_chart {
 };
 
 static const struct day_chart lines[] = {
-    {"Tokens per second, all units", "tokens/s", SVG_HALF, 3,
+    {"Tokens per second, all units",
+     "tokens/s",
+     SVG_HALF,
+     3,
      {{HIT, "input, cache hit", SVG_SKY, 1, true, NULL},
       {MISS, "input, computed", SVG_ORANGE, 1, true, NULL},
-      {OUTPUT, "output", SVG_BLUE, 1, true, NULL}}, 0},
-    {"Requests", "requests/s", SVG_HALF, 1,
-     {{REQUESTS, "arriving", SVG_GREEN, 1, true, NULL}}, 0},
-    {"Time per output token", "TPOT, ms", SVG_HALF, 3,
-     {{TPOT_P50, "p50", SVG_BLUE, 1e3, false, NULL}, {TPOT_P90, "p90", SVG_ORANGE, 1e3, false, NULL},
-      {TPOT_P99, "p99", SVG_RED, 1e3, false, NULL}}, 0},
-    {"Time to first token", "TTFT, s", SVG_HALF, 3,
-     {{TTFT_P50, "p50", SVG_BLUE, 1, false, NULL}, {TTFT_P90, "p90", SVG_ORANGE, 1, false, NULL},
-      {TTFT_P99, "p99", SVG_RED, 1, false, NULL}}, 0},
-    {"Utilisation", "share, %", SVG_HALF, 3,
+      {OUTPUT, "output", SVG_BLUE, 1, true, NULL}},
+     0},
+    {"Requests", "requests/s", SVG_HALF, 1, {{REQUESTS, "arriving", SVG_GREEN, 1, true, NULL}}, 0},
+    {"Time per output token",
+     "TPOT, ms",
+     SVG_HALF,
+     3,
+     {{TPOT_P50, "p50", SVG_BLUE, 1e3, false, NULL},
+      {TPOT_P90, "p90", SVG_ORANGE, 1e3, false, NULL},
+      {TPOT_P99, "p99", SVG_RED, 1e3, false, NULL}},
+     0},
+    {"Time to first token",
+     "TTFT, s",
+     SVG_HALF,
+     3,
+     {{TTFT_P50, "p50", SVG_BLUE, 1, false, NULL},
+      {TTFT_P90, "p90", SVG_ORANGE, 1, false, NULL},
+      {TTFT_P99, "p99", SVG_RED, 1, false, NULL}},
+     0},
+    {"Utilisation",
+     "share, %",
+     SVG_HALF,
+     3,
      {{PREFILL_BUSY, "prefill units in steps", SVG_ORANGE, 100, false, NULL},
       {DECODE_BUSY, "decode units in steps", SVG_BLUE, 100, false, NULL},
-      {KV, "KV pages in use", SVG_PINK, 100, false, "5 3"}}, 100},
-    {"Requests that wait for prefill or decode", "requests", SVG_HALF, 1,
-     {{QUEUED, "waiting", SVG_RED, 1, false, NULL}}, 0},
+      {KV, "KV pages in use", SVG_PINK, 100, false, "5 3"}},
+     100},
+    {"Requests that wait for prefill or decode",
+     "requests",
+     SVG_HALF,
+     1,
+     {{QUEUED, "waiting", SVG_RED, 1, false, NULL}},
+     0},
 };
 
 static double series_value(const struct day *d, const struct series *s, size_t i)
@@ -291,19 +355,22 @@ static enum status line_chart(const struct day_chart *k, const struct day *d, FI
     return st;
 }
 
-/* A stack of decode's and prefill's nodes from row `i` as long as they stay; returns the next row. */
+/* A stack of decode's, prefill's and lent nodes from row `i` as long as they stay the same; returns
+ * the row after. */
 static size_t draw_nodes(const struct svg_chart *c, const struct day *d, size_t i)
 {
     double decode = d->column[DECODE_NODES][i], prefill = d->column[PREFILL_NODES][i];
+    double lent = at(d, LENT_NODES, i, 1), used = decode + prefill;
     size_t to = i + 1;
     while (to < d->n && d->column[DECODE_NODES][to] == decode &&
            d->column[PREFILL_NODES][to] == prefill)
         to++;
     char tip[128], clock[32];
-    snprintf(tip, sizeof tip, "from %s: %.4g prefill, %.4g decode", clock_text(d, i, clock), prefill,
-             decode);
+    snprintf(tip, sizeof tip, "from %s: %.4g prefill, %.4g decode", clock_text(d, i, clock),
+             prefill, decode);
     svg_rect(c, d->edge[i], d->edge[to], 0, decode, SVG_BLUE, tip);
-    svg_rect(c, d->edge[i], d->edge[to], decode, decode + prefill, SVG_ORANGE, tip);
+    svg_rect(c, d->edge[i], d->edge[to], decode, used, SVG_ORANGE, tip);
+    if (lent > 0) svg_rect(c, d->edge[i], d->edge[to], used, used + lent, LENT, tip);
     return to;
 }
 
@@ -327,12 +394,17 @@ static enum status nodes_chart(const struct day *d, const struct day *published,
 {
     if (!d->column[PREFILL_NODES] || !d->column[DECODE_NODES]) return OK;
     double most = 0;
-    for (size_t i = 0; i < d->n; i++)
-        most = fmax(most, d->column[PREFILL_NODES][i] + d->column[DECODE_NODES][i]);
+    for (size_t i = 0; i < d->n; i++) {
+        double lent = at(d, LENT_NODES, i, 1);
+        most = fmax(most, d->column[PREFILL_NODES][i] + d->column[DECODE_NODES][i] +
+                              (lent > 0 ? lent : 0));
+    }
     for (size_t i = 0; published && i < published->n; i++)
         most = fmax(most, published->column[PUBLISHED_NODES][i]); /* fmax skips NaN */
-    const struct svg_legend legend[3] = {
-        {"decode", SVG_BLUE}, {"prefill", SVG_ORANGE}, {"published, all", SVG_INK}};
+    struct svg_legend legend[4] = {{"decode", SVG_BLUE}, {"prefill", SVG_ORANGE}};
+    int n = 2;
+    if (d->column[LENT_NODES]) legend[n++] = (struct svg_legend){"free for other work", LENT};
+    if (published) legend[n++] = (struct svg_legend){"published, all", SVG_INK};
     char note[96];
     snprintf(note, sizeof note, "mean %.2f nodes", mean(d, PREFILL_NODES) + mean(d, DECODE_NODES));
     struct svg_chart c = {
@@ -344,7 +416,7 @@ static enum status nodes_chart(const struct day *d, const struct day *published,
         .x = time_axis(d),
         .y = svg_from_zero(most, "nodes"),
         .legend = legend,
-        .n_legend = published ? 3 : 2,
+        .n_legend = n,
     };
     svg_begin(&c);
     for (size_t i = 0; i < d->n;) i = draw_nodes(&c, d, i);
@@ -373,9 +445,8 @@ static const char *dollars(char buf[32], double v)
 /* Bars side by side: cost, income and the published income of each hour. */
 static void money_chart(const struct day *d, FILE *out)
 {
-    const struct svg_legend legend[3] = {{"cost", SVG_ORANGE},
-                                         {"theoretical income", SVG_BLUE},
-                                         {"published income", SVG_GREY}};
+    const struct svg_legend legend[3] = {
+        {"cost", SVG_ORANGE}, {"theoretical income", SVG_BLUE}, {"published income", SVG_GREY}};
     const enum day_column column[3] = {COST, REVENUE, PUBLISHED_REVENUE};
     int n = d->column[PUBLISHED_REVENUE] ? 3 : 2;
     if (!d->column[COST] || !d->column[REVENUE]) return;
@@ -469,11 +540,13 @@ static enum status day_html(const struct day *hour, const struct day *minute, FI
 enum status report_study_html(const struct report_file *f, FILE *out)
 {
     struct day hour, minute = {.n = 0};
-    enum status st = day_read(f, hourly_names, &hour);
-    if (st == OK) st = day_read(f, minute_names, &minute);
+    enum status st = day_read(f, hourly, &hour);
+    if (st == OK) st = day_read(f, minutes, &minute);
     if (st == OK && isnan(minute.clock)) minute.clock = hour.clock;
     if (st == OK) st = day_html(&hour, &minute, out);
     day_free(&hour);
     day_free(&minute);
+    if (st == OK) st = report_units_html(f, out);
+    if (st == OK) st = report_published_html(f, out);
     return st == OK ? report_sweep_html(f, out) : st;
 }

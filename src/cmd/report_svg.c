@@ -9,7 +9,8 @@ enum { TITLE_PX = 26, LEGEND_PX = 20, MAX_TICKS = 64 };
 void svg_escape(FILE *out, const char *text)
 {
     for (const char *c = text; *c; c++) {
-        if (*c == '&') fputs("&amp;", out);
+        if (*c == '&')
+            fputs("&amp;", out);
         else if (*c == '<')
             fputs("&lt;", out);
         else if (*c == '>')
@@ -73,9 +74,10 @@ static int log_ticks(const struct svg_axis *a, double *tick)
 {
     int n = 0;
     bool few = log10(a->hi / a->lo) < 3;
-    for (double p = pow(10, floor(log10(a->lo))); p <= a->hi && n < MAX_TICKS - 3; p *= 10)
+    int last = (int)floor(log10(a->hi));
+    for (int e = (int)floor(log10(a->lo)); e <= last && n < MAX_TICKS - 3; e++)
         for (int k = 0; k < (few ? 3 : 1); k++) {
-            double v = p * (k == 0 ? 1 : k == 1 ? 2 : 5);
+            double v = pow(10, e) * (k == 0 ? 1 : k == 1 ? 2 : 5);
             if (v >= a->lo * 0.999 && v <= a->hi * 1.001) tick[n++] = v;
         }
     return n;
@@ -102,9 +104,9 @@ static int ticks(const struct svg_axis *a, int most, double *tick)
     if (a->bare) return 0;
     if (a->log) return log_ticks(a, tick);
     double step = a->clock ? hour_step(a->hi - a->lo, most) : round_step(a->hi - a->lo, most);
-    int n = 0;
-    for (double k = ceil(a->lo / step - 1e-9); k * step <= a->hi + step * 1e-9 && n < MAX_TICKS; k++)
-        tick[n++] = k * step == 0 ? 0 : k * step;
+    double first = ceil(a->lo / step - 1e-9), last = floor(a->hi / step + 1e-9);
+    int n = (int)fmin(last - first + 1, MAX_TICKS);
+    for (int i = 0; i < n; i++) tick[i] = (first + i) * step + 0.0; /* no -0 */
     return n;
 }
 
@@ -124,8 +126,9 @@ static void draw_x_axis(const struct svg_chart *c)
         double x = svg_x(c, tick[i]);
         fprintf(c->out, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>", x,
                 c->y1, x, c->y0);
-        fprintf(c->out, "<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>",
-                x, c->y0 + 16, tick_text(&c->x, tick[i], text));
+        fprintf(c->out,
+                "<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>", x,
+                c->y0 + 16, tick_text(&c->x, tick[i], text));
     }
     if (!c->x.label) return;
     fprintf(c->out, "<text class=\"axis\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">",
@@ -194,8 +197,8 @@ void svg_begin(struct svg_chart *c)
     svg_escape(c->out, c->title);
     fputs("</text>\n", c->out);
     if (c->note) {
-        fprintf(c->out, "<text class=\"note\" x=\"%.1f\" y=\"%.0f\" text-anchor=\"end\">",
-                c->x1, note_y);
+        fprintf(c->out, "<text class=\"note\" x=\"%.1f\" y=\"%.0f\" text-anchor=\"end\">", c->x1,
+                note_y);
         svg_escape(c->out, c->note);
         fputs("</text>\n", c->out);
     }
@@ -261,7 +264,8 @@ void svg_steps(const struct svg_chart *c, const double *edge, const double *y, s
                const char *colour, bool fill)
 {
     if (!n) return;
-    fprintf(c->out, "<path fill=\"%s\" fill-opacity=\"0.25\" stroke=\"%s\" stroke-width=\"1.5\" d=\"",
+    fprintf(c->out,
+            "<path fill=\"%s\" fill-opacity=\"0.25\" stroke=\"%s\" stroke-width=\"1.5\" d=\"",
             fill ? colour : "none", colour);
     fprintf(c->out, "M%.1f %.1f", svg_x(c, edge[0]), c->y0);
     for (size_t i = 0; i < n; i++) {
@@ -290,8 +294,8 @@ void svg_level(const struct svg_chart *c, double y, const char *text)
 {
     if (!isfinite(y)) return;
     double at = svg_y(c, y);
-    fprintf(c->out, "<line class=\"level\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>", c->x0,
-            at, c->x1, at);
+    fprintf(c->out, "<line class=\"level\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>",
+            c->x0, at, c->x1, at);
     fprintf(c->out, "<text class=\"tick halo\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">",
             c->x1 - 3, at - 4);
     svg_escape(c->out, text);

@@ -1,5 +1,5 @@
-/* report_svg.h - charts as inline SVG: a frame with title, axes, ticks and legend, and marks in data
- * coordinates.
+/* report_svg.h - charts as inline SVG: a frame with title, axes, ticks and legend, and marks in
+ * data coordinates.
  *
  * Fill a struct svg_chart, svg_begin(), marks, svg_end(). Everything is written to chart->out at
  * once; nothing is kept. Colours are those of Okabe and Ito, which stay apart for the colour-blind.
@@ -28,8 +28,8 @@ struct svg_axis {
     double lo, hi;     /* hi > lo, or the axis is widened; log: lo > 0 */
     const char *label; /* with its unit: "step time, ms"; NULL = none */
     bool log;
-    bool bare;         /* no ticks: the caller writes names with svg_row_name() */
-    bool clock;        /* hours, shown as a time of day that is clock_start o'clock at 0 */
+    bool bare;  /* no ticks: the caller writes names with svg_row_name() */
+    bool clock; /* hours, shown as a time of day that is clock_start o'clock at 0 */
     double clock_start;
 };
 
@@ -40,7 +40,7 @@ struct svg_legend {
 struct svg_chart {
     FILE *out;
     const char *title;
-    const char *note; /* at the right of the title; NULL = none */
+    const char *note;     /* at the right of the title; NULL = none */
     double width, height; /* px, all of it */
     double left;          /* px for the y axis; 0 = what numbers need */
     struct svg_axis x, y;

@@ -1,5 +1,4 @@
-/* report_sweep.c - the points of a sweep: the best ones as a table, all as a picture with the Pareto
- * front. */
+/* report_sweep.c - the points of a sweep: the front and the best as a table, all as pictures. */
 #include "cmd/report_html.h"
 #include "cmd/report_study.h"
 #include "cmd/report_svg.h"
@@ -8,42 +7,64 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char SWEEP[] = "/sweep";
-enum { MAX_COLUMNS = 32, MAX_ROWS = 40, LINE_BYTES = 2048 };
+static const char sweep_table[] = "/sweep";
+enum { MAX_ROWS = 40, LINE_BYTES = 1024 };
 
-enum sweep_column { RATE_REQUEST, RATE_GPU, USD, MEETS, PARETO, BEST, SWEEP_COLUMNS };
-static const char *const column_name[SWEEP_COLUMNS] = {
-    "tokens_per_s_request", "tokens_per_s_gpu", "usd_per_m_output", "meets_slo", "pareto", "best",
+enum sweep_column {
+    BATCH,
+    TPOT,
+    TTFT,
+    RATE_REQUEST,
+    RATE_GPU,
+    USD,
+    MARGIN,
+    MEETS,
+    SHOWN, /* columns of the table end here */
+    PARETO = SHOWN,
+    BEST,
+    FEASIBLE,
+    SWEEP_COLUMNS
 };
 
-typedef char cell[REPORT_CELL_BYTES];
+static const struct {
+    const char *name, *head;
+    double scale;
+} columns[SWEEP_COLUMNS] = {
+    [BATCH] = {"batch", "batch/GPU", 1},
+    [TPOT] = {"tpot_s", "TPOT ms", 1e3},
+    [TTFT] = {"ttft_s", "TTFT s", 1},
+    [RATE_REQUEST] = {"tokens_per_s_request", "tok/s/req", 1},
+    [RATE_GPU] = {"tokens_per_s_gpu", "tok/s/GPU", 1},
+    [USD] = {"usd_per_m_output", "$/M output", 1},
+    [MARGIN] = {"margin_on_cost", "margin %", 100},
+    [MEETS] = {"meets_slo", "meets SLO", 1},
+    [PARETO] = {"pareto", "", 1},
+    [BEST] = {"best", "", 1},
+    [FEASIBLE] = {"feasible", "", 1},
+};
 
 struct sweep {
-    size_t n;
-    double *column[SWEEP_COLUMNS]; /* [n] owned; NULL = the file has none */
-    int columns;                   /* all of the table's, as text */
-    cell head[MAX_COLUMNS];
-    cell *cells[MAX_COLUMNS];      /* [n] owned */
+    size_t n, feasible;
+    double *column[SWEEP_COLUMNS];     /* [n] owned; NULL = the file has none */
+    char (*values)[REPORT_CELL_BYTES]; /* [n] owned: "decode.ep=144 ..."; NULL = none */
 };
 
 static void sweep_free(struct sweep *s)
 {
     for (int c = 0; c < SWEEP_COLUMNS; c++) free(s->column[c]);
-    for (int c = 0; c < s->columns; c++) free(s->cells[c]);
+    free(s->values);
 }
 
 static enum status sweep_read(const struct report_file *f, struct sweep *s)
 {
     memset(s, 0, sizeof *s);
-    if (!report_has(f, SWEEP)) return OK;
+    if (!report_has(f, sweep_table)) return OK;
     for (int c = 0; c < SWEEP_COLUMNS; c++)
-        if (report_has_column(f, SWEEP, column_name[c]))
-            TRY(report_column(f, SWEEP, column_name[c], &s->column[c], &s->n));
-    for (unsigned i = 0; s->columns < MAX_COLUMNS; i++) {
-        if (!report_column_name(f, SWEEP, i, s->head[s->columns])) break;
-        TRY(report_cells(f, SWEEP, s->head[s->columns], &s->cells[s->columns], &s->n));
-        s->columns++;
-    }
+        if (report_has_column(f, sweep_table, columns[c].name))
+            TRY(report_column(f, sweep_table, columns[c].name, &s->column[c], &s->n));
+    TRY(report_cells(f, sweep_table, "values", &s->values, &s->n));
+    for (size_t i = 0; i < s->n; i++)
+        s->feasible += !s->column[FEASIBLE] || s->column[FEASIBLE][i] > 0;
     return OK;
 }
 
@@ -63,54 +84,63 @@ static int by_key(const void *a, const void *b)
     return (x->key > y->key) - (x->key < y->key);
 }
 
-/* The rows on the front and the best, by rising speed of a request; all when none is marked. */
+/* The rows on the front and the best, by rising speed of a request; NULL without memory. */
 static struct order *front(const struct sweep *s, size_t *n)
 {
     struct order *rows = calloc(s->n + 1, sizeof *rows);
     *n = 0;
-    for (int all = 0; all < 2 && !*n && rows; all++)
-        for (size_t i = 0; i < s->n; i++) {
-            if (!all && !marked(s, PARETO, i) && !marked(s, BEST, i)) continue;
-            double key = s->column[RATE_REQUEST] ? s->column[RATE_REQUEST][i] : (double)i;
-            rows[(*n)++] = (struct order){key, i};
-        }
+    for (size_t i = 0; i < s->n && rows; i++) {
+        if (!marked(s, PARETO, i) && !marked(s, BEST, i)) continue;
+        double key = s->column[RATE_REQUEST] ? s->column[RATE_REQUEST][i] : (double)i;
+        rows[(*n)++] = (struct order){key, i};
+    }
     if (rows) qsort(rows, *n, sizeof *rows, by_key);
     return rows;
+}
+
+/* A number of the table; "yes" and "no" for flags. */
+static const char *cell(const struct sweep *s, enum sweep_column c, size_t i, char buf[32])
+{
+    if (!s->column[c]) return "-";
+    double v = s->column[c][i] * columns[c].scale;
+    if (c == MEETS) return v > 0 ? "yes" : "no";
+    return isfinite(v) ? svg_number(buf, v) : "-";
 }
 
 enum status report_sweep_print(const struct report_file *f, FILE *out)
 {
     struct sweep s;
     size_t n = 0;
+    char buf[32];
     enum status st = sweep_read(f, &s);
     struct order *rows = st == OK && s.n ? front(&s, &n) : NULL;
-    if (n) {
-        fprintf(out, "# sweep: %zu points; the Pareto front and the best (*), %zu rows%s\n#  ", s.n,
-                n, n > MAX_ROWS ? ", the first 40" : "");
-        for (int c = 0; c < s.columns; c++) fprintf(out, " %*s", 10, s.head[c]);
-        fputc('\n', out);
+    if (st == OK && s.n) {
+        fprintf(out, "# sweep: %zu points, %zu of them feasible; the Pareto front and the best (*)",
+                s.n, s.feasible);
+        fprintf(out, "%s\n# ", n > MAX_ROWS ? ", the first 40" : "");
+        for (int c = 0; c < SHOWN; c++) fprintf(out, " %10s", columns[c].head);
+        fputs("  point\n", out);
     }
     for (size_t i = 0; i < n && i < MAX_ROWS; i++) {
-        fputs(marked(&s, BEST, rows[i].row) ? "  *" : "   ", out);
-        for (int c = 0; c < s.columns; c++) {
-            int width = (int)strlen(s.head[c]);
-            fprintf(out, " %*s", width > 10 ? width : 10, s.cells[c][rows[i].row]);
-        }
-        fputc('\n', out);
+        fputs(marked(&s, BEST, rows[i].row) ? " *" : "  ", out);
+        for (int c = 0; c < SHOWN; c++)
+            fprintf(out, " %10s", cell(&s, (enum sweep_column)c, rows[i].row, buf));
+        fprintf(out, "  %s\n", s.values[rows[i].row]);
     }
     free(rows);
     sweep_free(&s);
     return st;
 }
 
-/* "prefill_ep 32, decode_ep 144, ...": what the point is. */
+/* What the point is, with its figures: shown under the pointer. */
 static void describe(const struct sweep *s, size_t i, char *out, size_t room)
 {
-    size_t at = 0;
-    *out = '\0';
-    for (int c = 0; c < s->columns && at < room; c++)
-        at += (size_t)snprintf(out + at, room - at, "%s%s %s", c ? ", " : "", s->head[c],
-                               s->cells[c][i]);
+    size_t at = (size_t)snprintf(out, room, "%s", s->values[i]);
+    for (int c = 0; c < SHOWN && at < room; c++) {
+        char buf[32];
+        at += (size_t)snprintf(out + at, room - at, "; %s %s", columns[c].head,
+                               cell(s, (enum sweep_column)c, i, buf));
+    }
 }
 
 static double largest(const struct sweep *s, enum sweep_column c)
@@ -132,15 +162,34 @@ static void points(const struct svg_chart *c, const struct sweep *s, enum sweep_
             char tip[LINE_BYTES];
             describe(s, i, tip, sizeof tip);
             svg_dot(c, s->column[RATE_REQUEST][i], s->column[y][i], best ? 7 : 4,
-                    best ? SVG_RED : meets ? SVG_BLUE : SVG_GREY, tip);
+                    best    ? SVG_RED
+                    : meets ? SVG_BLUE
+                            : "#9aa3b0",
+                    tip);
         }
+}
+
+/* The line through the points of the front. */
+static void draw_front(const struct svg_chart *c, const struct sweep *s, enum sweep_column y)
+{
+    size_t n = 0, kept = 0;
+    struct order *rows = front(s, &n);
+    double *line = calloc(2 * n + 1, sizeof *line);
+    for (size_t i = 0; i < n && line; i++) {
+        if (!marked(s, PARETO, rows[i].row)) continue;
+        line[kept] = rows[i].key;
+        line[n + kept++] = s->column[y][rows[i].row];
+    }
+    if (kept) svg_line(c, line, line + n, kept, SVG_INK, "5 3");
+    free(line);
+    free(rows);
 }
 
 static void scatter(const struct sweep *s, enum sweep_column y, const char *title,
                     const char *label, FILE *out)
 {
     if (!s->column[RATE_REQUEST] || !s->column[y]) return;
-    static const struct svg_legend legend[4] = {{"misses the SLO", SVG_GREY},
+    static const struct svg_legend legend[4] = {{"misses the SLO", "#9aa3b0"},
                                                 {"meets it", SVG_BLUE},
                                                 {"best", SVG_RED},
                                                 {"Pareto front", SVG_INK}};
@@ -155,39 +204,30 @@ static void scatter(const struct sweep *s, enum sweep_column y, const char *titl
         .n_legend = y == RATE_GPU ? 4 : 3,
     };
     svg_begin(&c);
-    size_t n = 0, kept = 0;
-    struct order *rows = y == RATE_GPU && s->column[PARETO] ? front(s, &n) : NULL;
-    double *line = calloc(2 * n + 1, sizeof *line);
-    for (size_t i = 0; i < n && line; i++) {
-        if (!marked(s, PARETO, rows[i].row)) continue;
-        line[kept] = rows[i].key;
-        line[n + kept++] = s->column[y][rows[i].row];
-    }
-    if (kept) svg_line(&c, line, line + n, kept, SVG_INK, "5 3");
-    free(line);
-    free(rows);
+    if (y == RATE_GPU) draw_front(&c, s, y);
     points(&c, s, y);
     svg_end(&c);
 }
 
 static void front_table(const struct sweep *s, FILE *out)
 {
-    char text[LINE_BYTES];
-    size_t n = 0, at = 0;
+    char text[LINE_BYTES], buf[32];
+    size_t n = 0, at;
     struct order *rows = front(s, &n);
-    for (int c = 0; c < s->columns && at < sizeof text; c++)
-        at += (size_t)snprintf(text + at, sizeof text - at, "%s%s", c ? "\t" : "", s->head[c]);
-    fputs("<div class=\"wide\">", out);
+    at = (size_t)snprintf(text, sizeof text, "point");
+    for (int c = 0; c < SHOWN && at < sizeof text; c++)
+        at += (size_t)snprintf(text + at, sizeof text - at, "\t%s", columns[c].head);
     html_table_begin(out, text);
     for (size_t i = 0; i < n && i < MAX_ROWS; i++) {
-        at = 0;
-        for (int c = 0; c < s->columns && at < sizeof text; c++)
-            at += (size_t)snprintf(text + at, sizeof text - at, "%s%s", c ? "\t" : "",
-                                   s->cells[c][rows[i].row]);
+        size_t row = rows[i].row;
+        at = (size_t)snprintf(text, sizeof text, "%s%s", s->values[row],
+                              marked(s, BEST, row) ? " (best)" : "");
+        for (int c = 0; c < SHOWN && at < sizeof text; c++)
+            at += (size_t)snprintf(text + at, sizeof text - at, "\t%s",
+                                   cell(s, (enum sweep_column)c, row, buf));
         html_row(out, text);
     }
     html_table_end(out);
-    fputs("</div>\n", out);
     free(rows);
 }
 

@@ -1,5 +1,5 @@
-/* report_trace.c - see report_trace.h. The form of the file is schedule/trace.c's: one record a line,
- * rank after rank, each rank's events in the order in which they began.
+/* report_trace.c - see report_trace.h. The form of the file is schedule/trace.c's: one record a
+ * line, rank after rank, each rank's events in the order in which they began.
  */
 #include "cmd/report_trace.h"
 
@@ -44,9 +44,9 @@ struct reader {
 };
 
 static const char *const stage_colour[STAGE_COUNT] = {
-    [STAGE_EMBED] = "#8a93a3",   [STAGE_ATTN] = SVG_BLUE,      [STAGE_ATTN_0] = SVG_BLUE,
-    [STAGE_ATTN_1] = SVG_SKY,    [STAGE_DISPATCH] = SVG_ORANGE, [STAGE_MLP] = SVG_GREEN,
-    [STAGE_SHARED] = SVG_PINK,   [STAGE_COMBINE] = SVG_RED,    [STAGE_DENSE_MLP] = "#4c7a34",
+    [STAGE_EMBED] = "#8a93a3", [STAGE_ATTN] = SVG_BLUE,       [STAGE_ATTN_0] = SVG_BLUE,
+    [STAGE_ATTN_1] = SVG_SKY,  [STAGE_DISPATCH] = SVG_ORANGE, [STAGE_MLP] = SVG_GREEN,
+    [STAGE_SHARED] = SVG_PINK, [STAGE_COMBINE] = SVG_RED,     [STAGE_DENSE_MLP] = "#4c7a34",
     [STAGE_HEAD] = "#5b4a8a",
 };
 
@@ -189,8 +189,7 @@ static enum status take_record(struct reader *r, json_t *o)
     r->rank = rank;
     if (*ph == 'M') {
         const char *unit = json_string_value(json_object_get(args, "name"));
-        if (unit && !strcmp(name, "process_name"))
-            snprintf(r->unit, sizeof r->unit, "%s", unit);
+        if (unit && !strcmp(name, "process_name")) snprintf(r->unit, sizeof r->unit, "%s", unit);
         return OK;
     }
     struct span span = {.t0 = json_number_value(json_object_get(o, "ts")),
@@ -229,8 +228,9 @@ static enum status read_trace(struct reader *r)
     free(line);
     fclose(f);
     if (st == OK && !r->found[0].v && !r->found[1].v && r->wanted >= 0)
-        st = error_set(ERR_INPUT, "%s has no whole step of rank %d: leave --rank out, or name a "
-                                  "rank of the run",
+        st = error_set(ERR_INPUT,
+                       "%s has no whole step of rank %d: leave --rank out, or name a "
+                       "rank of the run",
                        r->path, r->wanted);
     else if (st == OK && !r->found[0].v && !r->found[1].v)
         st = error_set(ERR_INPUT, "%s has no whole step of any rank", r->path);

@@ -268,7 +268,7 @@ def test_page_never_replaces_the_file(finished):
     assert run.h5.read_bytes() == before
 
 
-# A study's file, made here by the columns that src/cmd/report_study.h names.
+# A study's file, made here by the columns of src/account/study_results.h.
 
 HOURS = 24
 
@@ -302,10 +302,19 @@ def study(tmp_path):
         hours["published_revenue_usd"][3] = np.nan
         put_table(f, "account/hourly", hours)
         put_table(f, "minutes", day_columns(60 * HOURS, 60))
+        put_table(f, "account/units", {
+            "unit": np.array([f"prefill{i % 3}".encode() for i in range(3 * HOURS)]),
+            "hour": np.arange(3 * HOURS) // 3, "tokens": np.full(3 * HOURS, 1000),
+            "busy_s": np.linspace(0, 3600, 3 * HOURS)})
+        put_table(f, "published", {
+            "figure": np.array([b"output tokens/s of a request", b"nodes, mean"]),
+            "units": np.array([b"tokens/s", b"nodes"]), "published": np.array([20, 226.75]),
+            "published_high": np.array([22, np.nan]), "predicted": np.array([21.0, 240.0]),
+            "error": np.array([0.0, 240 / 226.75 - 1]), "tolerance": np.array([np.nan, 0.005])})
         n = 12
         put_table(f, "sweep", {
-            "hardware": np.array([b"h800", b"h20"] * (n // 2)),
-            "max_batch": np.arange(n) * 16 + 16,
+            "values": np.array([b"hardware=h800 decode.ep=144", b"hardware=h20"] * (n // 2)),
+            "batch": np.arange(n) * 16.0 + 16, "feasible": (np.arange(n) != 5).astype("i4"),
             "tokens_per_s_request": 40.0 - np.arange(n), "tokens_per_s_gpu": 900.0 + np.arange(n),
             "usd_per_m_output": 0.5 + np.arange(n), "meets_slo": np.arange(n) % 2,
             "pareto": (np.arange(n) < 3).astype("i4"), "best": (np.arange(n) == 1).astype("i4")})
@@ -322,8 +331,10 @@ def test_study_terminal(study):
     assert f"requests {hours['requests'].sum():.0f}; nodes, mean: prefill 116.00, decode 162" in out
     assert len(re.findall(r"^  \d\d:00 ", out, re.MULTILINE)) == HOURS
     assert out.index("  12:00") < out.index("  23:00") < out.index("  00:00")
-    assert "# sweep: 12 points; the Pareto front and the best (*), 3 rows" in out
-    assert re.search(r"^  \* +h20 +32 +39 +901 ", out, re.MULTILINE)
+    assert "# sweep: 12 points, 11 of them feasible; the Pareto front and the best (*)" in out
+    assert re.search(r"^ \* +32 .* 39 +901 .* hardware=h20$", out, re.MULTILINE)
+    assert re.search(r"request +tokens/s +20 to 22 +21 +\+0.00 +- *$", out, re.MULTILINE)
+    assert re.search(r"nodes, mean +nodes +226.75 +240 +\+5.84 +0.50 missed$", out, re.MULTILINE)
 
 
 def test_study_page(study, tmp_path):
@@ -333,8 +344,11 @@ def test_study_page(study, tmp_path):
     found = Page(text)
     for chart in ("Nodes in service", "Cost and theoretical income of each hour", "Utilisation",
                   "Tokens per second, all units", "Time per output token",
+                  "How busy each unit was in each hour",
                   "Speed of a request against throughput of a GPU"):
         assert chart in found.charts, chart
+    assert found.marks["How busy each unit was in each hour"] == 3 * HOURS + 3  # and the legend
+    assert "Published and predicted" in "".join(found.text)
     assert "Time to first token" not in found.charts  # the file has no such column
     assert len(re.findall(r"<title>cost from", text)) == HOURS
     assert len(re.findall(r"<title>published income from", text)) == HOURS - 1  # one is unknown
