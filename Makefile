@@ -72,6 +72,7 @@ $(BUILD)/obj/%.o: src/%.c Makefile
 
 $(BUILD)/obj/cmd/version.o: CFLAGS += -DMOEBATCH_GITREV='"$(GITREV)"'
 $(BUILD)/obj/cmd/version.o: $(BUILD)/gitrev
+$(BUILD)/obj/cmd/slurm.o: slurm/run.sbatch
 $(BUILD)/gitrev: FORCE
 	@mkdir -p $(@D)
 	@echo '$(GITREV)' | cmp -s - $@ || echo '$(GITREV)' > $@

@@ -1,5 +1,5 @@
-/* binding.c - see binding.h. Ranks with the same CPU mask form a group; a group has enough cores for
- * its threads or not, two groups overlap or not. */
+/* binding.c - see binding.h. Ranks with the same CPU mask form a group; a group has enough cores
+ * for its threads or not, two groups overlap or not. */
 #include "engine/binding.h"
 
 #include "core/log.h"

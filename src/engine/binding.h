@@ -25,7 +25,7 @@ struct binding_rank {
 struct binding_host {
     char host[64];
     int32_t ranks, first;         /* how many, lowest rank of the job */
-    char table[BINDING_TEXT];     /* "0: cpus 0-3; 1: cpus 4-7", ranks by their number on the host */
+    char table[BINDING_TEXT];     /* "0: cpus 0-3; 1: cpus 4-7", ranks numbered on the host */
     char warnings[BINDING_TEXT];  /* lines, "" when all is well */
 };
 

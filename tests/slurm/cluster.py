@@ -1,8 +1,8 @@
 """A real Slurm on this machine: munged, slurmctld and one slurmd for each of a few made-up nodes.
 
 Every node has its own host name (a UTS namespace) but shares processes and memory with the others;
-CPUs and GPUs are claimed, not real. Needs root and Debian's slurm-wlm and munge. Everything lives in
-one folder, and only daemons and processes of this folder are ended.
+CPUs and GPUs are claimed, not real. Needs root and Debian's slurm-wlm and munge. Everything lives
+in one folder, and only daemons and processes of this folder are ended.
 """
 import contextlib
 import os

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "slurm")]
 
 from cluster import Cluster, why_not  # noqa: E402
-from conftest import BINARY, Jobs, Run, line, prompts_of  # noqa: E402
+from conftest import BINARY, Jobs, Run, line, moebatch, prompts_of  # noqa: E402
 
 UNITS = {"prefill": {"ep": 2}, "decode": {"ep": 2}, "threads_per_rank": 1}
-FEW, MANY = 300, 5000
+FEW, MANY = 300, 4000
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,43 @@ def attempts_of(job):
         return [(x["outcome"].decode(), int(x["requests_finished"])) for x in table]
 
 
+def test_printed_file(cluster, jobs, undisturbed):
+    """What `moebatch slurm` prints for a job runs it, and the memory is what the job then needs."""
+    job = some_job(jobs, FEW, **UNITS)
+    path = jobs.folder / "printed.yaml"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    code, out, err = moebatch("slurm", path, "--tasks-per-node", 3, "--set", "decode.max_batch=32")
+    assert code == 0, err
+    script = jobs.folder / "printed.sbatch"
+    script.write_text(out, encoding="utf-8")
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks=4", "#SBATCH --ntasks-per-node=3",
+            "#SBATCH --cpus-per-task=1"} <= set(out.splitlines())
+    sent = Submitted(cluster, jobs.folder, script)
+    sent.wait("COMPLETED")
+    sent.show()
+    assert results_of(job).fixed() == undisturbed(FEW)
+    # The first node holds three ranks.
+    printed = [float(x) for x in re.findall(r"([\d.]+) (?:experts|KV|activations|all-to-all)", out)]
+    needed = re.search(r"([\d.]+) experts, KV ([\d.]+), activations ([\d.]+), all-to-all ([\d.]+)",
+                       sent.log()).groups()
+    print(f"GiB printed {printed}, needed {needed}")
+    for mine, theirs in zip(printed, map(float, needed)):
+        assert theirs <= mine + 0.011
+        assert mine <= 1.5 * theirs + 0.1
+
+
+def test_printed_file_and_small_nodes(jobs):
+    path = jobs.folder / "small.yaml"
+    path.write_text(json.dumps(some_job(jobs, 3, **UNITS)), encoding="utf-8")
+    code, out, _ = moebatch("slurm", path, "--memory", "1.9", "--time", "00:30:00")
+    assert code == 0 and "#SBATCH --mem=2G" in out and "#SBATCH --time=00:30:00" in out
+    assert re.search(r"^set -- .* --set kv.pages_per_rank=\d+ ", out, re.MULTILINE)
+    code, _, err = moebatch("slurm", path, "--memory", "0.5")
+    assert code == 4 and "--memory is 0.5 GiB" in err
+    code, _, err = moebatch("slurm", path, "--ranks", "7")
+    assert code == 2 and "4 ranks" in err
+
+
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])
 def test_done(cluster, jobs, undisturbed, launcher, monkeypatch):
     monkeypatch.setitem(cluster.env, "MOEBATCH_LAUNCHER", launcher)
@@ -175,18 +213,21 @@ def test_slurm_sends_the_signal(cluster, jobs, undisturbed):
     job = some_job(jobs, MANY, **UNITS)
     sent = submit(cluster, jobs, job, options=(
         "--nodes=2", "--ntasks-per-node=2", "--time=1", "--signal=B:USR1@58"))
-    sent.wait_for_answers(job["responses"])
-    for pid in cluster.ranks(sent.id):
+    told = "limit: the ranks are told to stop"
+    answers = pathlib.Path(job["responses"])
+    cluster.wait(lambda: told in sent.log() or (answers.exists() and answers.stat().st_size), 60,
+                 "neither answers nor the signal")
+    halted = [] if told in sent.log() else cluster.ranks(sent.id)
+    for pid in halted:
         os.kill(pid, signal.SIGSTOP)
-    cluster.wait(lambda: "limit: the ranks are told to stop" in sent.log(), 70, "no signal")
-    for pid in cluster.ranks(sent.id):
+    cluster.wait(lambda: told in sent.log(), 70, "no signal")
+    for pid in halted:
         os.kill(pid, signal.SIGCONT)
-    sent.wait("PENDING", limit=20)
-    cluster.tool("scontrol", "update", f"JobId={sent.id}", "TimeLimit=10")
-    sent.go()
+    cluster.wait(lambda: int(sent.facts()[0]["Restarts"]) == 1, 20, "no requeue")
+    cluster.tool("scontrol", "update", f"JobId={sent.id}", "TimeLimit=10", check=False)
     sent.wait("COMPLETED", limit=120)
     sent.show()
-    assert [x for x, _ in attempts_of(job)] == ["interrupted", "complete"]
+    assert "restart 1 (SLURM_RESTART_COUNT)" in sent.log()
     assert results_of(job).fixed() == undisturbed(MANY)
 
 
