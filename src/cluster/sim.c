@@ -9,12 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-uint32_t sim_output_of(const struct sim *s, const struct sim_request *r)
-{
-    if (s->cfg->trace) return s->cfg->trace->row[r->key].output;
-    return workload_output(s->cfg->workload, r->key);
-}
-
 int sim_hist_bucket(uint32_t ticks)
 {
     if (ticks < 32) return (int)ticks;
@@ -64,17 +58,14 @@ static enum status arrive(struct sim *s, struct lane *l, struct sim_request *r)
 /* Turns whose thinking time is over, then new sessions: as many as the curve still asks for. */
 static enum status lane_arrivals(struct sim *s, struct lane *l, double fresh)
 {
-    uint32_t *slot = &l->wheel[s->epoch & (WHEEL - 1)], i = *slot;
-    *slot = 0;
-    while (i) {
-        struct sim_request r = s->pool.r[i];
-        uint32_t next = r.next;
-        if (next) __builtin_prefetch(&s->pool.r[next], 1);
-        sim_pool_give(&s->pool, i);
-        s->count[SIM_THINKING]--;
-        TRY(arrive(s, l, &r));
-        i = next;
-    }
+    uint32_t *list = &l->wheel[s->epoch & (WHEEL - 1)], batch[POOL_BATCH];
+    for (int n; (n = sim_pool_pull(&s->pool, list, batch)) > 0;)
+        for (int k = 0; k < n; k++) {
+            struct sim_request r = s->pool.r[batch[k]];
+            sim_pool_give(&s->pool, batch[k]);
+            s->count[SIM_THINKING]--;
+            TRY(arrive(s, l, &r));
+        }
     double span = (s->t1 - s->t0) * SIM_TICKS_PER_S / 65536;
     for (uint32_t n = poisson(l, fresh); n > 0; n--) {
         struct sim_request r;
@@ -312,14 +303,14 @@ static void end(struct sim *s)
         for (int b = 0; b < BOXES; b++) free(s->out[q].r[b]);
         free(s->out[q].message);
     }
-    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->out, s->send, s->recv,
+    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out, s->send, s->recv,
                      s->head, s->view, s->cache, s->trace_seen};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
 static int64_t own_bytes(const struct sim *s)
 {
-    int64_t bytes = (int64_t)s->pool.cap * 32 + s->cache_seconds * 8 + WHEEL * 4;
+    int64_t bytes = (int64_t)s->pool.cap * 36 + s->cache_seconds * 8 + WHEEL * 4;
     bytes += (int64_t)(s->d1 - s->d0) * 2 * WHEEL * 4;
     for (int i = 0; i < s->p1 - s->p0; i++) bytes += (int64_t)s->prefill[i].queue.cap * 32;
     for (int i = 0; i < s->d1 - s->d0; i++) bytes += (int64_t)s->decode[i].waiting.cap * 32;

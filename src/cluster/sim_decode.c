@@ -58,6 +58,7 @@ enum status decode_unit_receive(struct sim *s, struct decode_unit *u,
 
 static int64_t steps_for(const struct sim *s, uint32_t left)
 {
+    if (s->tps_q10 == 1024) return left; /* without MTP: no division for every request */
     return ((int64_t)left * 1024 + s->tps_q10 - 1) / s->tps_q10;
 }
 
@@ -83,7 +84,7 @@ static enum status finish(struct sim *s, struct decode_unit *u, uint32_t i)
     if (at < s->epoch + 2) at = s->epoch + 2;
     if (at > s->epoch + WHEEL - 2) at = s->epoch + WHEEL - 2;
     struct lane *lane = &s->lane[u->id - s->d0];
-    r->next = lane->wheel[at & (WHEEL - 1)];
+    s->pool.next[i] = lane->wheel[at & (WHEEL - 1)];
     lane->wheel[at & (WHEEL - 1)] = i;
     s->due[at & (WHEEL - 1)]++;
     s->count[SIM_THINKING]++;
@@ -116,7 +117,7 @@ static enum status admit(struct sim *s, struct decode_unit *u)
         u->running++;
         u->kv_tokens_q10 += context_q10(s, r);
         uint64_t last = (u->step + (uint64_t)steps) & (WHEEL - 1);
-        r->next = u->wheel[last];
+        s->pool.next[i] = u->wheel[last];
         u->wheel[last] = i;
     }
     return OK;
@@ -152,15 +153,12 @@ static enum status step(struct sim *s, struct decode_unit *u)
     u->kv_tokens_q10 += tokens;
     u->clock += seconds;
     u->step++;
-    uint32_t *slot = &u->wheel[u->step & (WHEEL - 1)], i = *slot;
-    *slot = 0;
-    while (i) {
-        uint32_t next = s->pool.r[i].next;
-        if (next) __builtin_prefetch(&s->pool.r[next], 1);
-        leave(s, u, &s->pool.r[i]);
-        TRY(finish(s, u, i));
-        i = next;
-    }
+    uint32_t *list = &u->wheel[u->step & (WHEEL - 1)], done[POOL_BATCH];
+    for (int n; (n = sim_pool_pull(&s->pool, list, done)) > 0;)
+        for (int k = 0; k < n; k++) {
+            leave(s, u, &s->pool.r[done[k]]);
+            TRY(finish(s, u, done[k]));
+        }
     return OK;
 }
 
@@ -192,8 +190,9 @@ enum status decode_unit_empty(struct sim *s, struct decode_unit *u)
             s->count[SIM_OUTPUT_Q10] -= tokens_q10 - tokens * 1024;
             u->running--;
             decode_balance_remove(&u->balance, 0, expected_pages(s, r.prompt));
+            uint32_t next = s->pool.next[i];
             sim_pool_give(&s->pool, i);
-            i = r.next;
+            i = next;
             r.left = (uint16_t)(r.left - tokens);
             s->count[SIM_MOVED]++;
             TRY(sim_route_decode(s, BOX_MOVED_DECODE, &u->dealt, &r));

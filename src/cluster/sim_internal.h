@@ -18,9 +18,11 @@ struct sim_queue {
     uint32_t cap, head, n;
 };
 
-/* A decode unit's and a session's requests: nodes of linked lists; index 0 is none. */
+/* A decode unit's and a session's requests: nodes of linked lists; index 0 is none. Links lie apart
+ * from the requests, so that a list can be walked, and its requests fetched, ahead of their use. */
 struct sim_pool {
     struct sim_request *r; /* [cap]; owned */
+    uint32_t *next;        /* [cap]; owned */
     uint32_t cap, used, free_head;
 };
 
@@ -106,7 +108,12 @@ struct sim {
     struct sim_result *result;
 };
 
-uint32_t sim_output_of(const struct sim *s, const struct sim_request *r);
+/* Tokens of a request's whole answer. */
+static inline uint32_t sim_output_of(const struct sim *s, const struct sim_request *r)
+{
+    if (s->cfg->trace) return s->cfg->trace->row[r->key].output;
+    return workload_output(s->cfg->workload, r->key);
+}
 
 /* sim_queue.c */
 enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r);
@@ -123,8 +130,21 @@ static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
 uint32_t sim_pool_take(struct sim_pool *p);
 static inline void sim_pool_give(struct sim_pool *p, uint32_t i)
 {
-    p->r[i].next = p->free_head;
+    p->next[i] = p->free_head;
     p->free_head = i;
+}
+/* Takes up to POOL_BATCH nodes off a list and begins to load them; returns how many. */
+enum { POOL_BATCH = 64 };
+static inline int sim_pool_pull(const struct sim_pool *p, uint32_t *list, uint32_t out[POOL_BATCH])
+{
+    int n = 0;
+    uint32_t i = *list;
+    for (; i && n < POOL_BATCH; i = p->next[i]) {
+        __builtin_prefetch(&p->r[i], 1);
+        out[n++] = i;
+    }
+    *list = i;
+    return n;
 }
 
 /* sim_route.c */

@@ -30,7 +30,7 @@ uint32_t sim_pool_take(struct sim_pool *p)
 {
     uint32_t i = p->free_head;
     if (i) {
-        p->free_head = p->r[i].next;
+        p->free_head = p->next[i];
         return i;
     }
     if (p->used + 1 >= p->cap) {
@@ -41,6 +41,12 @@ uint32_t sim_pool_take(struct sim_pool *p)
             return 0;
         }
         p->r = bigger;
+        uint32_t *links = realloc(p->next, cap * sizeof *links);
+        if (!links) {
+            no_memory(cap * sizeof *links);
+            return 0;
+        }
+        p->next = links;
         p->cap = cap;
     }
     return ++p->used;
