@@ -5,6 +5,7 @@
 #include "cluster/study_sweep.h"
 #include "cmd/cmd.h"
 #include "cmd/exchange_mpi.h"
+#include "cmd/study_unit.h"
 #include "core/clock.h"
 #include "core/log.h"
 
@@ -34,6 +35,7 @@ static void help(void)
          "  --progress       a line every 5 s\n"
          "  --force          replace an existing results file\n"
          "  --dump-config    print the study with all its defaults, and stop\n"
+         "  --unit ...       tables of one prefill and one decode unit: see study --unit --help\n"
          "\nKeys of the study file; `sweep: {KEY: [VALUE, ...]}` runs every combination:");
     study_help(stdout);
     puts("");
@@ -183,6 +185,7 @@ static enum status run_days(const struct study *s, const struct exchange *ex, do
 
 enum status cmd_study(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "--unit")) return cmd_study_unit(argc - 1, argv + 1);
     if (cmd_wants_help(argc, argv)) {
         help();
         return OK;

@@ -10,6 +10,7 @@
 #include "config/options.h"
 
 #include <math.h>
+#include <mpi.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -239,8 +240,18 @@ static enum status study_levels(const struct unit_study *s, const struct hardwar
     return OK;
 }
 
+/* Under mpirun every rank does the same (little) work and one speaks. */
+static bool silence_others(void)
+{
+    int started = 0, rank = 0;
+    MPI_Initialized(&started);
+    if (started) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    return rank == 0 || freopen("/dev/null", "w", stdout);
+}
+
 enum status cmd_study_unit(int argc, char **argv)
 {
+    if (!silence_others()) return error_set(ERR_RESOURCE, "cannot open /dev/null");
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
             cmd_study_unit_help(stdout);

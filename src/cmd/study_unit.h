@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 /* argv: [FILE.yaml] [--set KEY=VALUE]... [--hardware NAME] [--model DIR] [--level NAME]; argv[0]
- * is skipped. Needs no MPI. */
+ * is skipped. Rank 0 prints. */
 enum status cmd_study_unit(int argc, char **argv);
 void cmd_study_unit_help(FILE *out);
 
