@@ -24,7 +24,7 @@ static const char style[] =
     "span{color:#4a5363;font-size:12px}\n"
     "table{border-collapse:collapse;margin:8px 0 12px;font-variant-numeric:tabular-nums}\n"
     "th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #eceff3}\n"
-    "th{color:#4a5363;font-weight:600;font-size:12.5px}\n"
+    "th{color:#4a5363;font-weight:600;font-size:12.5px;white-space:nowrap}\n"
     "th:first-child,td:first-child{text-align:left}\n"
     "table.facts td{text-align:left;vertical-align:top;overflow-wrap:anywhere}\n"
     "table.facts td:first-child{white-space:nowrap;color:#4a5363}\n"

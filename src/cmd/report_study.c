@@ -104,6 +104,18 @@ static enum status set_edges(const struct report_file *f, const char *name, stru
     return OK;
 }
 
+/* A column without a single known value is as good as none. */
+static void drop_unknown(struct day *d)
+{
+    for (int c = 0; c < DAY_COLUMNS; c++) {
+        size_t known = 0;
+        for (size_t i = 0; i < d->n && d->column[c]; i++) known += isfinite(d->column[c][i]) != 0;
+        if (known) continue;
+        free(d->column[c]);
+        d->column[c] = NULL;
+    }
+}
+
 /* Nothing when the file has no such table: d->n stays 0. */
 static enum status day_read(const struct report_file *f, const char *name, struct day *d)
 {
@@ -116,7 +128,9 @@ static enum status day_read(const struct report_file *f, const char *name, struc
             TRY(report_column(f, name, column_name[c], &d->column[c], &d->n));
     if (d->n && d->column[HOUR_OF_DAY])
         d->clock = d->column[HOUR_OF_DAY][0] - d->column[T_START][0] / 3600;
-    return set_edges(f, name, d);
+    TRY(set_edges(f, name, d));
+    drop_unknown(d);
+    return OK;
 }
 
 static double sum(const struct day *d, enum day_column c)
