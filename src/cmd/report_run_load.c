@@ -169,8 +169,9 @@ static struct layer_load layer_at(const struct expert_load_row *rows, size_t lef
 
 static enum status layer_chart(const struct layer_load *l, double most, FILE *out)
 {
-    double *edge = calloc(2 * l->n + 1, sizeof *edge), *load = edge + l->n + 1;
+    double *edge = calloc(2 * l->n + 1, sizeof *edge);
     if (!edge) return error_set(ERR_RESOURCE, "report: out of memory");
+    double *load = edge + l->n + 1;
     for (size_t i = 0; i < l->n; i++) {
         edge[i + 1] = (double)(i + 1);
         load[i] = l->mean > 0 ? (double)l->rows[i].rows / l->mean : 0;

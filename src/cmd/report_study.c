@@ -318,8 +318,9 @@ static struct svg_axis time_axis(const struct day *d)
 static enum status draw_series(const struct svg_chart *c, const struct day *d,
                                const struct series *s)
 {
-    double *x = calloc(2 * d->n, sizeof *x), *y = x + d->n;
+    double *x = calloc(2 * d->n, sizeof *x);
     if (!x) return error_set(ERR_RESOURCE, "report: out of memory");
+    double *y = x + d->n;
     for (size_t i = 0; i < d->n; i++) {
         x[i] = (d->edge[i] + d->edge[i + 1]) / 2;
         y[i] = series_value(d, s, i);
@@ -391,8 +392,9 @@ static size_t draw_nodes(const struct svg_chart *c, const struct day *d, size_t 
 /* The published nodes as a line of steps. */
 static enum status draw_published(const struct svg_chart *c, const struct day *d)
 {
-    double *x = calloc(4 * d->n, sizeof *x), *y = x + 2 * d->n;
+    double *x = calloc(4 * d->n, sizeof *x);
     if (!x) return error_set(ERR_RESOURCE, "report: out of memory");
+    double *y = x + 2 * d->n;
     for (size_t i = 0; i < d->n; i++) {
         x[2 * i] = d->edge[i];
         x[2 * i + 1] = d->edge[i + 1];
