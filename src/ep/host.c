@@ -125,37 +125,57 @@ enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_
 struct wait_arg {
     struct ep_group *g;
     struct ep_op *op;
-    uint64_t (*need)(struct ep_group *, struct ep_op *);
+    struct host_need (*need)(struct ep_group *, struct ep_op *);
     enum status status;
 };
 
-/* Signals that still have to come. Fewer if progress of either op could use them: then this
- * rank wants to be woken although its own wait goes on. */
+static uint64_t need_missing(const struct ep_group *g, struct host_need need)
+{
+    return need.value - host_value(g, need.signal);
+}
+
+/* Fewer signals than `missing` if progress of either op could use them: then this rank wants to
+ * be woken although its own wait goes on. */
+static uint64_t progress_missing(const struct ep_group *g, int i, uint64_t missing)
+{
+    const struct host *h = g->impl;
+    if (h->op[i].sending) return 1;
+    uint64_t least = missing;
+    for (int c = 0; c < h->clients && g->layout.reduce; c++) {
+        uint64_t staged = host_staged_missing(g, i, c);
+        if (staged > 0 && staged < least) least = staged;
+    }
+    if (h->op[i].counting) {
+        uint64_t counts = need_missing(g, host_counts_need(g, i));
+        if (counts < least) least = counts > 0 ? counts : 1;
+    }
+    return least;
+}
+
+/* Signals that still have to come. */
 static unsigned wait_missing(void *arg)
 {
     struct wait_arg *a = arg;
-    struct host *h = a->g->impl;
+    const struct host *h = a->g->impl;
     a->status = host_progress(a->g, HOST_ALL_ROWS);
     if (a->status != OK) return 0;
-    uint64_t need = a->need(a->g, a->op);
-    for (int i = 0; i < EP_OPS && need > 1; i++) {
-        const struct host_op *ho = &h->op[i];
-        if (ho->sending) return 1;
-        for (int c = 0; c < h->clients && a->g->layout.reduce; c++) {
-            uint64_t staged = host_staged_missing(a->g, i, c);
-            if (staged > 0 && staged < need) need = staged;
-        }
-        if (!ho->counting) continue;
-        int parity = (int)(a->g->op[i].number % EP_PARITY);
-        uint64_t want = ho->counts_uses[parity] * (uint64_t)a->g->topo->ranks -
-                        host_value(a->g, host_signal(a->g, i, SIG_COUNTS + parity));
-        if (want < need) need = want > 0 ? want : 1;
+    struct host_need need = a->need(a->g, a->op);
+    uint64_t missing = need_missing(a->g, need);
+    /* All counts came since progress last looked: not over, but look again at once. */
+    bool counting = h->op[ep_op_index(a->g, a->op)].counting;
+    if (missing == 0) return counting && a->op->state == EP_SENT;
+    uint64_t least = missing;
+    bool alone = true; /* nothing else to wake for */
+    for (int i = 0; i < EP_OPS; i++) {
+        least = progress_missing(a->g, i, least);
+        alone = alone && !h->op[i].sending && (!h->op[i].counting || a->op == &a->g->op[i]);
     }
-    return need > UINT32_MAX / 4 ? UINT32_MAX / 4 : (unsigned)need;
+    if (alone) transport_watch(h->transport, h->window, need.signal, need.value);
+    return least > UINT32_MAX / 4 ? UINT32_MAX / 4 : (unsigned)least;
 }
 
 enum status host_wait(struct ep_group *g, struct ep_op *op,
-                      uint64_t (*need)(struct ep_group *, struct ep_op *))
+                      struct host_need (*need)(struct ep_group *, struct ep_op *))
 {
     struct wait_arg a = {g, op, need, OK};
     TRY(wait_until(g->waiter, wait_missing, &a));

@@ -91,9 +91,16 @@ enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_
 /* Everything that can move now, up to `budget` rows an op (host_normal.c). */
 enum status host_progress(struct ep_group *g, int budget);
 
-/* Waits until need(op) signals are there, making progress for both ops meanwhile. */
+/* A signal of this rank and the value that it has to reach. */
+struct host_need {
+    int signal;
+    uint64_t value;
+};
+/* Waits until need(op) is there, making progress for both ops meanwhile. */
 enum status host_wait(struct ep_group *g, struct ep_op *op,
-                      uint64_t (*need)(struct ep_group *, struct ep_op *));
+                      struct host_need (*need)(struct ep_group *, struct ep_op *));
+/* Normal mode: all counts of the operation. */
+struct host_need host_counts_need(const struct ep_group *g, int i);
 
 enum status host_normal_begin(struct ep_group *g, struct ep_op *op);
 enum status host_normal_receive(struct ep_group *g, struct ep_op *op, struct amat *rows);

@@ -245,11 +245,11 @@ enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype 
 
 /* ---- the source ---- */
 
-static uint64_t returns_missing(struct ep_group *g, struct ep_op *op)
+static struct host_need returns_need(struct ep_group *g, struct ep_op *op)
 {
-    struct host *h = g->impl;
+    const struct host *h = g->impl;
     int i = ep_op_index(g, op);
-    return h->op[i].returned_need - host_value(g, host_signal(g, i, SIG_RETURNED));
+    return (struct host_need){host_signal(g, i, SIG_RETURNED), h->op[i].returned_need};
 }
 
 /* A token of which `rows` came back, some of them sums. */
@@ -274,7 +274,7 @@ enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out
     struct host *h = g->impl;
     const struct ep_route *r = &op->route;
     int i = ep_op_index(g, op);
-    TRY(host_wait(g, op, returns_missing));
+    TRY(host_wait(g, op, returns_need));
     if (r->m == 0) return OK;
     const char *rows = (const char *)transport_ptr(h->window, g->topo->rank) + g->layout.y[i];
     if (!r->reduced) {

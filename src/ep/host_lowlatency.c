@@ -74,12 +74,12 @@ enum status host_lowlatency_begin(struct ep_group *g, struct ep_op *op)
     return transport_flush(h->transport);
 }
 
-static uint64_t sources_missing(struct ep_group *g, struct ep_op *op)
+static struct host_need sources_need(struct ep_group *g, struct ep_op *op)
 {
-    struct host *h = g->impl;
+    const struct host *h = g->impl;
     int i = ep_op_index(g, op), parity = (int)(op->number % EP_PARITY);
-    return h->op[i].fixed_uses[parity] * (uint64_t)g->topo->ranks -
-           host_value(g, host_signal(g, i, SIG_FIXED + parity));
+    return (struct host_need){host_signal(g, i, SIG_FIXED + parity),
+                              h->op[i].fixed_uses[parity] * (uint64_t)g->topo->ranks};
 }
 
 /* begin and rows of each slot from the counts of all sources. */
@@ -133,7 +133,7 @@ enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct
     const char *own = transport_ptr(h->window, g->topo->rank);
     const struct fixed_count *counts = (const void *)(own +
         g->layout.fixed_counts[i][op->number % EP_PARITY]);
-    TRY(host_wait(g, op, sources_missing));
+    TRY(host_wait(g, op, sources_need));
     TRY(add_counts(g, op, counts));
     pack(g, op, counts);
     op->more = false;

@@ -44,12 +44,18 @@ enum status host_normal_begin(struct ep_group *g, struct ep_op *op)
     return host_progress(g, R == 1 ? HOST_ALL_ROWS : HOST_HOOK_ROWS);
 }
 
-static uint64_t counts_missing(struct ep_group *g, int i)
+struct host_need host_counts_need(const struct ep_group *g, int i)
 {
-    struct host *h = g->impl;
+    const struct host *h = g->impl;
     int parity = (int)(g->op[i].number % EP_PARITY);
-    return h->op[i].counts_uses[parity] * (uint64_t)g->topo->ranks -
-           host_value(g, host_signal(g, i, SIG_COUNTS + parity));
+    return (struct host_need){host_signal(g, i, SIG_COUNTS + parity),
+                              h->op[i].counts_uses[parity] * (uint64_t)g->topo->ranks};
+}
+
+static bool counts_here(const struct ep_group *g, int i)
+{
+    struct host_need need = host_counts_need(g, i);
+    return host_value(g, need.signal) == need.value;
 }
 
 /* Sources that will report the end of their rows for me in this round. */
@@ -307,7 +313,7 @@ static enum status progress_op(struct ep_group *g, int i, int budget)
 {
     struct host *h = g->impl;
     struct host_op *ho = &h->op[i];
-    if (ho->counting && counts_missing(g, i) == 0) counts_arrived(g, &g->op[i]);
+    if (ho->counting && counts_here(g, i)) counts_arrived(g, &g->op[i]);
     if (ho->sending) {
         bool left = false;
         for (int j = 0; j < g->topo->nodes; j++) {
@@ -336,23 +342,19 @@ enum status host_progress(struct ep_group *g, int budget)
 
 /* ---- receiving ---- */
 
-static uint64_t rows_missing(struct ep_group *g, struct ep_op *op)
+static struct host_need rows_need(struct ep_group *g, struct ep_op *op)
 {
-    struct host *h = g->impl;
+    const struct host *h = g->impl;
     int i = ep_op_index(g, op);
-    if (h->op[i].counting) {
-        /* All here since progress last looked: not over, but look again at once. */
-        uint64_t missing = counts_missing(g, i);
-        return missing > 0 ? missing : 1;
-    }
-    return h->op[i].arrived_need - host_value(g, host_signal(g, i, SIG_ARRIVED));
+    if (h->op[i].counting) return host_counts_need(g, i);
+    return (struct host_need){host_signal(g, i, SIG_ARRIVED), h->op[i].arrived_need};
 }
 
 enum status host_normal_receive(struct ep_group *g, struct ep_op *op, struct amat *rows)
 {
     struct host *h = g->impl;
     int i = ep_op_index(g, op);
-    TRY(host_wait(g, op, rows_missing));
+    TRY(host_wait(g, op, rows_need));
     op->total = ep_round_groups(&h->op[i].counted, op->round, op->begin, op->rows);
     op->more = op->round + 1 < ep_rounds(&h->op[i].counted, g->topo->rank);
     *rows = host_rows(g, host_receive_row(g, i, g->topo->rank, 0), g->layout.receive_bytes);

@@ -15,17 +15,24 @@ enum { TRANSPORT_MAX_WINDOWS = 8, TRANSPORT_MAX_HOOKS = 8, CACHE_LINE = 64 };
 enum status shm_map(MPI_Comm comm, size_t bytes, void **base);
 void shm_unmap(void *base, size_t bytes);
 
-/* A rank sleeps on `count`. Writers add to it after each signal; whoever reaches `target` while
- * `sleeping` is set wakes the owner. */
+/* What wakes a sleeping rank: one of its signals reaching a value, or any rings. */
+struct watch {
+    uint32_t key;   /* watch_key of the signal; 0: rings are counted */
+    uint32_t value; /* of the signal, low bits; or of the doorbell's count */
+};
+/* A rank sleeps on `count`. Writers add to it after each signal; whoever brings about what is
+ * watched while `sleeping` is set wakes the owner. */
 struct doorbell {
     _Alignas(CACHE_LINE) _Atomic uint32_t count; /* futex word */
-    _Atomic uint32_t target;
     _Atomic uint32_t sleeping;
+    _Atomic uint32_t key, value; /* struct watch */
 };
-void doorbell_ring(struct doorbell *d, uint32_t rings);
-/* Sleeps until `rings` more than `seen` have come, or timeout_us; returns at once if any ring
- * came since `seen` was read. May wake early. */
-void doorbell_sleep(struct doorbell *d, uint32_t seen, uint32_t rings, long timeout_us);
+/* key, value: the signal that was raised, and to what; key 0: wakes whatever is watched, unless
+ * that is a count that is not yet reached. */
+void doorbell_ring(struct doorbell *d, uint32_t rings, uint32_t key, uint64_t value);
+/* Sleeps until what is watched comes about, or timeout_us; returns at once if any ring came since
+ * `seen` was read. May wake early. */
+void doorbell_sleep(struct doorbell *d, uint32_t seen, struct watch watch, long timeout_us);
 
 /* Shared by the unit's ranks of one host. */
 struct control {
@@ -73,7 +80,13 @@ struct transport {
     struct window *window[TRANSPORT_MAX_WINDOWS];
     struct { void (*fn)(void *); void *arg; } hook[TRANSPORT_MAX_HOOKS];
     bool polling;
+    struct watch watch;       /* of the next sleep, if its key is not 0 */
 };
+
+static inline uint32_t watch_key(const struct window *w, int signal)
+{
+    return (uint32_t)signal * TRANSPORT_MAX_WINDOWS + (uint32_t)w->id + 1;
+}
 
 static inline _Atomic uint64_t *window_signal(const struct window *w, int rank, int signal)
 {

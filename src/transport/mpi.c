@@ -142,7 +142,8 @@ static void send_packet(struct mpi_link *l, int peer)
     *l->sending_tail = p;
     l->sending_tail = &p->next;
     /* A peer on this host (virtual nodes) sleeps on its doorbell; tell it to look at MPI. */
-    if (l->t->bell[peer]) doorbell_ring(l->t->bell[peer], (uint32_t)(p->signals ? p->signals : 1));
+    if (l->t->bell[peer]) doorbell_ring(l->t->bell[peer], (uint32_t)(p->signals ? p->signals : 1),
+                      0, 0);
 }
 
 static enum status mpi_flush(struct link *base)

@@ -75,23 +75,29 @@ static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct t
     return syscall(SYS_futex, (void *)word, op, value, timeout, NULL, 0);
 }
 
-void doorbell_ring(struct doorbell *d, uint32_t rings)
+void doorbell_ring(struct doorbell *d, uint32_t rings, uint32_t key, uint64_t value)
 {
     uint32_t now = atomic_fetch_add(&d->count, rings) + rings;
     if (!atomic_load(&d->sleeping)) return;
-    if ((int32_t)(now - atomic_load(&d->target)) < 0) return;
+    uint32_t watched = atomic_load(&d->key), target = atomic_load(&d->value);
+    if (watched != 0 && key != 0) {
+        if (key != watched) return;
+        now = (uint32_t)value;
+    }
+    if ((watched == 0 || key != 0) && (int32_t)(now - target) < 0) return;
     /* Of several ranks past the target one makes the system call. */
     if (atomic_exchange(&d->sleeping, 0)) futex(&d->count, FUTEX_WAKE, INT_MAX, NULL);
 }
 
-/* No wake-up is lost: a writer adds to count, then reads sleeping; the sleeper sets sleeping,
- * then the kernel compares count with `seen` (all sequentially consistent). Either the writer
- * sees a sleeper, or the kernel sees the new count and does not sleep. Rings between `seen` and
- * the target wake nobody, which is the point; they were promised not to be enough. */
-void doorbell_sleep(struct doorbell *d, uint32_t seen, uint32_t rings, long timeout_us)
+/* No wake-up is lost: a writer raises its signal, adds to count, then reads sleeping; the sleeper
+ * sets sleeping, then the kernel compares count with `seen` (all sequentially consistent). Either
+ * the writer sees a sleeper and what it watches, or the kernel sees the new count and does not
+ * sleep. Rings that are not enough wake nobody, which is the point. */
+void doorbell_sleep(struct doorbell *d, uint32_t seen, struct watch watch, long timeout_us)
 {
     struct timespec ts = {timeout_us / 1000000, timeout_us % 1000000 * 1000};
-    atomic_store(&d->target, seen + rings);
+    atomic_store(&d->key, watch.key);
+    atomic_store(&d->value, watch.value);
     atomic_store(&d->sleeping, 1);
     futex(&d->count, FUTEX_WAIT, seen, &ts);
     atomic_store(&d->sleeping, 0);

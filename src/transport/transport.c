@@ -286,9 +286,15 @@ enum status transport_signal(struct transport *t, struct window *w, int peer, in
 {
     if (!w->part[peer]) return t->link->signal(t->link, peer, w->id, signal, add);
     /* Release: the bytes written before are visible to whoever reads the new value. */
-    atomic_fetch_add_explicit(window_signal(w, peer, signal), add, memory_order_release);
-    if (peer != w->mine) doorbell_ring(t->bell[peer], 1);
+    uint64_t now = atomic_fetch_add_explicit(window_signal(w, peer, signal), add,
+                                             memory_order_release) + add;
+    if (peer != w->mine) doorbell_ring(t->bell[peer], 1, watch_key(w, signal), now);
     return OK;
+}
+
+void transport_watch(struct transport *t, const struct window *w, int signal, uint64_t value)
+{
+    if (!t->link) t->watch = (struct watch){watch_key(w, signal), (uint32_t)value};
 }
 
 enum status transport_put_signal(struct transport *t, struct window *w, int peer, size_t offset,
@@ -333,7 +339,7 @@ void transport_abort(struct transport *t)
 {
     atomic_store(&t->control->aborted, 1);
     for (int r = 0; r < t->topo.ranks; r++)
-        if (t->bell[r]) doorbell_ring(t->bell[r], 1u << 30); /* beyond any target */
+        if (t->bell[r]) doorbell_ring(t->bell[r], 1u << 30, 0, 0); /* beyond any target */
 }
 
 bool transport_aborted(const struct transport *t)

@@ -74,6 +74,10 @@ enum status transport_put(struct transport *t, struct window *w, int peer, size_
 /* Adds to a signal of the peer, after everything put to it before, and rings its doorbell. */
 enum status transport_signal(struct transport *t, struct window *w, int peer, int signal,
                              uint64_t add);
+/* For wait_until's missing: the wait can only end, or go on in any way, when this own signal
+ * reaches `value`. The next sleep is then not disturbed by other signals. Has no effect where
+ * anything comes over a link. */
+void transport_watch(struct transport *t, const struct window *w, int signal, uint64_t value);
 /* transport_put, then transport_signal. */
 enum status transport_put_signal(struct transport *t, struct window *w, int peer, size_t offset,
                                  const void *src, size_t bytes, int signal, uint64_t add);

@@ -27,6 +27,7 @@ enum status wait_poll(struct waiter *w)
 static void sleep_a_while(struct waiter *w, uint32_t seen, unsigned rings, int round)
 {
     struct transport *t = w->transport;
+    struct watch watch = {0, seen + rings};
     long overload = 1, last = w->poll && w->poll_max_us > 0 ? w->poll_max_us : SLEEP_LAST_US;
     if (t) overload = t->topo.host_ranks / t->cores;
     if (overload < 1) overload = 1;
@@ -40,7 +41,8 @@ static void sleep_a_while(struct waiter *w, uint32_t seen, unsigned rings, int r
         return;
     }
     transport_flush(t); /* missing() may have put something */
-    doorbell_sleep(t->bell[t->topo.rank], seen, rings, us);
+    if (t->watch.key) watch = t->watch;
+    doorbell_sleep(t->bell[t->topo.rank], seen, watch, us);
 }
 
 enum status wait_until(struct waiter *w, unsigned (*missing)(void *arg), void *arg)
@@ -52,6 +54,7 @@ enum status wait_until(struct waiter *w, unsigned (*missing)(void *arg), void *a
         uint32_t seen = t ? atomic_load(&t->bell[t->topo.rank]->count) : 0;
         enum status st = wait_poll(w);
         if (st != OK) return st;
+        if (t) t->watch.key = 0;
         unsigned rings = missing(arg);
         if (rings == 0) return OK;
         if (spins > 0) {

@@ -26,6 +26,9 @@ LAYOUTS = {
     "few-pages": (2, {"mixed": {"ep": 2}, "kv": {"pages_per_rank": 8}}),
     "rounds": (4, {"mixed": {"ep": 4}, "ep": {"recv_rows_factor": 0.3}}),
     "virtual-nodes": (8, {"mixed": {"ep": 8}, "ranks_per_node": 2}),
+    "two-nodes": (8, {"mixed": {"ep": 8}, "ranks_per_node": 4}),
+    "two-nodes-rounds": (8, {"mixed": {"ep": 8}, "ranks_per_node": 4,
+                             "ep": {"recv_rows_factor": 0.9}}),
 }
 
 
