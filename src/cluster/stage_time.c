@@ -4,8 +4,14 @@
 #include <math.h>
 #include <string.h>
 
-/* Hidden size of the traces that the small kernels were measured with. */
+/* Hidden size of the traces that the small kernels were measured with, and the rows of a
+ * micro-batch of the decode trace. */
 #define TRACE_HIDDEN 7168.0
+#define TRACE_DECODE_TOKENS 128.0
+
+/* Small kernels of a decode stage: each costs a launch whatever the rows, the rest of the traced
+ * time grows with them. */
+enum { KERNELS_ATTENTION = 5, KERNELS_GATE = 3, KERNELS_SILU = 1 };
 
 const char *stage_bound_name(enum stage_bound b)
 {
@@ -28,6 +34,14 @@ static void add_gemm(struct stage_time *t, struct gemm_time g, double factor)
     if (g.memory_us > most) b = BOUND_MEMORY, most = g.memory_us;
     if (g.compute_us > most) b = BOUND_COMPUTE;
     add_part(t, b, g.us * factor);
+}
+
+static void add_small(const struct stage_model *m, struct stage_time *t, double traced_us,
+                      double kernels, double tokens)
+{
+    double launch = fmin(traced_us, kernels * m->hw.share.launch_us);
+    add_part(t, BOUND_KERNELS, launch + (traced_us - launch) * tokens / TRACE_DECODE_TOKENS *
+                                            m->cfg.hidden / TRACE_HIDDEN);
 }
 
 static void settle(struct stage_time *t)
@@ -174,9 +188,10 @@ static void attention_decode(const struct stage_model *m, const struct stage_loa
         add_gate(m, l->tokens, b);
         return;
     }
-    add_part(a, BOUND_KERNELS, m->hw.calibrated.elementwise_attn_decode_us / 2);
-    add_part(b, BOUND_KERNELS, m->hw.calibrated.elementwise_attn_decode_us / 2 +
-                                   m->hw.calibrated.elementwise_gate_decode_us);
+    double half = m->hw.calibrated.elementwise_attn_decode_us / 2;
+    add_small(m, a, half, KERNELS_ATTENTION / 2.0, l->tokens);
+    add_small(m, b, half, KERNELS_ATTENTION / 2.0, l->tokens);
+    add_small(m, b, m->hw.calibrated.elementwise_gate_decode_us, KERNELS_GATE, l->tokens);
 }
 
 /* In, activation, out: of the shared expert and of a dense layer. */
@@ -188,11 +203,11 @@ static void plain_mlp(const struct stage_model *m, const struct gemm_curve *in,
     add_gemm(t, gemm_curve_at(in, tokens, 1, m->sm_share), factor);
     add_gemm(t, gemm_curve_at(outp, tokens, 1, m->sm_share), factor);
     if (!m->setup.calibrated) return;
-    const double per_row = m->hw.calibrated.elementwise_mlp_us_per_row;
-    add_part(t, BOUND_KERNELS, m->setup.decode ? m->hw.calibrated.silu_decode_us
-                                               : per_row * tokens * width /
-                                                     m->cfg.moe_intermediate *
-                                                     m->cfg.hidden / TRACE_HIDDEN);
+    if (m->setup.decode)
+        add_small(m, t, m->hw.calibrated.silu_decode_us, KERNELS_SILU, tokens);
+    else
+        add_part(t, BOUND_KERNELS, m->hw.calibrated.elementwise_mlp_us_per_row * tokens * width /
+                                       m->cfg.moe_intermediate * m->cfg.hidden / TRACE_HIDDEN);
 }
 
 static void experts(const struct stage_model *m, double tokens, struct stage_time *t)
@@ -206,8 +221,11 @@ static void experts(const struct stage_model *m, double tokens, struct stage_tim
     add_gemm(t, gemm_curve_at(&m->expert_in, rows / busy, busy, m->sm_share), f);
     add_gemm(t, gemm_curve_at(&m->expert_out, rows / busy, busy, m->sm_share), f);
     if (!cal) return;
-    double per_row = m->hw.calibrated.elementwise_mlp_us_per_row * c->hidden / TRACE_HIDDEN;
-    add_part(t, BOUND_KERNELS, decode ? m->hw.calibrated.silu_decode_us : per_row * rows);
+    if (decode)
+        add_small(m, t, m->hw.calibrated.silu_decode_us, KERNELS_SILU, tokens);
+    else
+        add_part(t, BOUND_KERNELS, m->hw.calibrated.elementwise_mlp_us_per_row * rows *
+                                       c->hidden / TRACE_HIDDEN);
 }
 
 static void all_to_all(const struct stage_model *m, double tokens, struct stage_times *out)
