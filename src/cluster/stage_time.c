@@ -215,7 +215,8 @@ static void experts(const struct stage_model *m, double tokens, struct stage_tim
     const struct model_config *c = &m->cfg;
     double rows = tokens * c->topk * m->setup.imbalance, slots = m->setup.slots_per_gpu;
     bool cal = m->setup.calibrated, decode = m->setup.decode;
-    double f = !cal ? 1 : decode ? m->hw.calibrated.masked_decode : m->hw.calibrated.grouped_prefill;
+    double f = !cal ? 1 : decode ? m->hw.calibrated.masked_decode
+                                 : m->hw.calibrated.grouped_prefill;
     /* Slots without a row read no weights. */
     double busy = slots * (1 - exp(-rows / slots));
     add_gemm(t, gemm_curve_at(&m->expert_in, rows / busy, busy, m->sm_share), f);

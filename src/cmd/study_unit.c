@@ -44,7 +44,8 @@ static const char *const combines[] = {"node", "group_tree", NULL};
 #define CHOICE(k, f, d, list, text) \
     {.key = k, .type = OPTION_CHOICE, AT(f), .def = d, .choices = list, .unit = "", .doc = text}
 #define NUM(k, f, d, lo, hi, text) \
-    {.key = k, .type = OPTION_DOUBLE, AT(f), .def = d, .min = lo, .max = hi, .unit = "", .doc = text}
+    {.key = k, .type = OPTION_DOUBLE, AT(f), .def = d, .min = lo, .max = hi, .unit = "", \
+     .doc = text}
 #define ROLE(r, e) \
     INT(#r ".ep", r.ep, e, 1, 65536, 0, "GPUs of the unit"), \
     INT(#r ".nodes", r.nodes, "0", 0, 65536, 0, "0: as few as hold ep GPUs"), \
