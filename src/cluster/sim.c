@@ -113,9 +113,10 @@ static enum status arrivals(struct sim *s)
 {
     if (s->cfg->trace) return s->d0 == 0 && s->d1 > 0 ? trace_arrivals(s) : OK;
     double hour = s->cfg->start_hour + (0.5 * (s->t0 + s->t1) - (double)s->warmup_ms / 1e3) / 3600;
-    double rate = s->cfg->requests / (s->cfg->hours * 3600) *
-                  arrival_curve_at(s->cfg->curve, hour);
-    double fresh = rate * (s->t1 - s->t0) - (double)s->view[HEAD_DUE];
+    double rate = s->rate * arrival_curve_at(s->cfg->curve, hour);
+    double fresh = rate * (s->t1 - s->t0) - (double)s->view[HEAD_DUE] + s->owed;
+    s->owed = fresh < 0 ? fresh : 0; /* more came back than the curve asks for: fewer later */
+    if (fresh < 0) fresh = 0;
     for (int d = s->d0; d < s->d1; d++)
         TRY(lane_arrivals(s, &s->lane[d - s->d0], fresh / s->nd));
     return OK;
@@ -285,6 +286,9 @@ static enum status begin(struct sim *s)
     if ((double)(s->end_ms + s->warmup_ms) / 1e3 * SIM_TICKS_PER_S > 4.2e9)
         return error_set(ERR_INPUT, "%g hours and %g s of warm-up: at most 35 hours in all",
                          c->hours, c->warmup_s);
+    if (!c->trace)
+        s->rate = c->requests / (c->hours * 3600) /
+                  arrival_curve_mean(c->curve, c->start_hour, c->hours);
     s->tps_q10 = (int)lrint(c->tokens_per_step * 1024);
     s->mean_output = c->trace ? c->trace->output_tokens / (double)c->trace->n
                               : c->workload->mean_output;

@@ -93,6 +93,8 @@ struct sim {
     int64_t cache_pages;          /* own share */
     int64_t cache_seconds, cache_oldest;
     /* expected decode pages */
+    double rate;                  /* requests per second at a relative rate of 1 */
+    double owed;                  /* new sessions that returning ones took from the curve, <= 0 */
     double mean_output;
     int64_t pages_per_request;
     int tps_q10;

@@ -201,7 +201,8 @@ enum status study_check(const struct study *s, const char *name)
                          "curve stands for", name);
     if (s->nodes.mode == 1 && !*s->nodes.file)
         return error_set(ERR_INPUT, "%s: nodes.mode is steps, but nodes.file is missing", name);
-    if (s->autoscale.min_prefill > s->prefill.units || s->autoscale.min_decode > s->decode.units)
+    if (s->nodes.mode == 2 && (s->autoscale.min_prefill > s->prefill.units ||
+                               s->autoscale.min_decode > s->decode.units))
         return error_set(ERR_INPUT, "%s: autoscale.min_prefill %d and min_decode %d: only %d and "
                          "%d units", name, s->autoscale.min_prefill, s->autoscale.min_decode,
                          s->prefill.units, s->decode.units);

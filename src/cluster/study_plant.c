@@ -136,7 +136,8 @@ static enum status build_workload(struct study_plant *p)
 static void generate_history(const struct study_plant *p, int days, int per_day, double *value)
 {
     const struct study *s = &p->study;
-    double mean = s->workload.requests / (s->workload.hours * 3600), wander = 0;
+    double part = arrival_curve_mean(&p->curve, s->workload.start_hour, s->workload.hours);
+    double mean = s->workload.requests / (s->workload.hours * 3600) / part, wander = 0;
     for (int i = 0; i < days * per_day; i++) {
         int back = days - i / per_day; /* days before the study's, a Thursday */
         int weekday = ((AUTOSCALE_WEEKDAY - back) % 7 + 7) % 7;
@@ -228,7 +229,6 @@ enum status study_plant_days(struct study_plant *p)
         .tokens_per_step = unit_tokens_per_step(p->decode),
         .kv_pages_per_gpu = floor(p->kv_tokens_per_gpu / WORKLOAD_PAGE_TOKENS),
         .high_water = s->high_water,
-        .transfer_s_per_token = unit_kv_bytes_per_token(p->prefill) / (p->hw.rdma_gb_s * 1e9),
         .cache_pages = s->cache_tokens / WORKLOAD_PAGE_TOKENS,
         .plan = &p->plan,
         .prefill = {.max_units = s->prefill.units, .gpus = unit_gpus(p->prefill),

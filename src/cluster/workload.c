@@ -150,6 +150,14 @@ double arrival_curve_at(const struct arrival_curve *c, double hour)
     return c->knot[i] * (1 - f) + c->knot[(i + 1) % CURVE_HOURS] * f;
 }
 
+double arrival_curve_mean(const struct arrival_curve *c, double hour, double hours)
+{
+    int n = (int)(hours * 60 + 0.5) > 0 ? (int)(hours * 60 + 0.5) : 1;
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += arrival_curve_at(c, hour + hours * (i + 0.5) / n);
+    return sum / n;
+}
+
 enum status arrival_curve_read(const char *path, struct arrival_curve *out)
 {
     FILE *f = fopen(path, "r");

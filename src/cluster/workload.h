@@ -112,5 +112,7 @@ enum status arrival_curve_build(const double bar[CURVE_HOURS], const char *name,
 enum status arrival_curve_read(const char *path, struct arrival_curve *out);
 /* Relative rate (mean 1) at an hour of day, any real number. */
 double arrival_curve_at(const struct arrival_curve *c, double hour);
+/* Its mean over `hours` from an hour of day on; a minute's steps. */
+double arrival_curve_mean(const struct arrival_curve *c, double hour, double hours);
 
 #endif

@@ -1,0 +1,152 @@
+"""`moebatch study`: small days, ranks that agree, sweeps that resume, errors that name the numbers."""
+import os
+import subprocess
+
+import h5py
+import numpy as np
+import pytest
+from conftest import BINARY, MPIRUN, ROOT
+
+DAY = "inputs/studies/deepseek_day.yaml"
+# An hour of a small cluster: 3 prefill and 3 decode units, 0.9 M requests.
+SMALL = ["published=null", "workload.hours=1", "workload.requests=9e5", "workload.warmup_s=300",
+         "prefill.units=3", "decode.units=3", "nodes.mode=fixed"]
+
+
+def study(path, *sets, ranks=1, code=0, flags=()):
+    args = [str(path), *flags]
+    for s in sets:
+        args += ["--set", s]
+    head = [str(MPIRUN), "-np", str(ranks)] if ranks > 1 else []
+    done = subprocess.run([*head, str(BINARY), "study", *args], cwd=ROOT, capture_output=True,
+                          text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path):
+    def tables(ranks):
+        h5 = tmp_path / f"r{ranks}.h5"
+        study(DAY, *SMALL, f"results={h5}", ranks=ranks)
+        with h5py.File(h5) as f:
+            assert f.attrs["kind"] == "study" and f.attrs["schema_version"] == 1
+            return {n: f[n][:].tobytes() for n in ("minutes", "account/hourly", "account/units",
+                                                   "account/total")}
+    one = tables(1)
+    assert tables(2) == one
+    assert tables(3) == one
+
+
+def test_books_close(tmp_path):
+    h5 = tmp_path / "day.h5"
+    study(DAY, *SMALL, f"results={h5}")
+    with h5py.File(h5) as f:
+        minute, hour, total = f["minutes"][:], f["account/hourly"][:], f["account/total"][0]
+        units = f["account/units"][:]
+        for name in f["minutes"].dtype.names:
+            assert name in f["minutes"].attrs["units"]
+    assert len(minute) == 60 and len(hour) == 1
+    for name in ("requests", "hit_tokens", "miss_tokens", "finished"):
+        assert minute[name].sum() == hour[name].sum()
+    assert minute["cost_usd"].sum() == pytest.approx(total["cost_usd"])
+    # 3 units of 4 nodes and 3 of 18, 8 GPUs each, $2 an hour
+    assert total["cost_usd"] == pytest.approx(66 * 8 * 2.0)
+    assert abs(minute["requests"].sum() / 9e5 - 1) < 0.01
+    decode = units["tokens"][np.char.startswith(units["unit"], b"decode")].sum()
+    assert abs(decode + hour["finished"][0] - hour["output_tokens"][0]) < 0.01 * decode
+    # A busy cluster is in a steady state: what arrives finishes
+    assert abs(hour["finished"][0] / hour["requests"][0] - 1) < 0.05
+
+
+@pytest.mark.parametrize("forecast", ["reactive", "holt_winters", "lstm"])
+def test_autoscaled_uses_fewer_nodes(tmp_path, forecast):
+    h5 = tmp_path / "auto.h5"
+    study(DAY, *[s for s in SMALL if not s.startswith("nodes")], "nodes.mode=auto",
+          "autoscale.min_prefill=1", "autoscale.min_decode=1", f"autoscale.forecast={forecast}",
+          f"results={h5}")
+    with h5py.File(h5) as f:
+        hour = f["account/hourly"][0]
+    assert hour["prefill_nodes"] + hour["decode_nodes"] < 66
+    assert hour["lent_nodes"] == pytest.approx(66 - hour["prefill_nodes"] - hour["decode_nodes"])
+    assert abs(hour["finished"] / hour["requests"] - 1) < 0.05
+
+
+def test_trace(tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n" +
+                     "".join(f"{i * 0.25},{100 + i},{10 + i % 7}\n" for i in range(400)))
+    h5 = tmp_path / "t.h5"
+    study(DAY, *SMALL, "workload.curve=null", f"workload.trace={trace}", f"results={h5}")
+    with h5py.File(h5) as f:
+        hour = f["account/hourly"][0]
+    assert hour["requests"] == 400 and hour["finished"] == 400
+    assert hour["miss_tokens"] == sum(100 + i for i in range(400))
+    assert hour["output_tokens"] == sum(10 + i % 7 for i in range(400))
+
+
+SWEEP = """
+model: inputs/shapes/deepseek-v3
+results: {results}
+targets: {{prompt: 3576.47, output: 988.235, hit_ratio: 0.5625, kv_per_output: 4989}}
+sweep:
+  decode.ep: [72, 144]
+  decode.max_batch: [32, 64]   # requests a GPU
+  decode.mtp: [false, true]
+"""
+
+
+def test_sweep_over_ranks_and_resume(tmp_path):
+    rows = []
+    for ranks in (1, 2):
+        h5, path = tmp_path / f"s{ranks}.h5", tmp_path / f"s{ranks}.yaml"
+        path.write_text(SWEEP.format(results=h5))
+        out = study(path, ranks=ranks).stdout
+        assert "8 points, 0 taken over" in out
+        with h5py.File(h5) as f:
+            rows.append(f["sweep"][:])
+        assert not list(tmp_path.glob(f"s{ranks}.h5.points.*"))
+    assert rows[0].tobytes() == rows[1].tobytes()
+    assert rows[0]["best"].sum() <= 1 and rows[0]["pareto"].sum() >= 1
+    assert rows[0]["feasible"].all()
+
+
+def test_killed_sweep_resumes(tmp_path):
+    h5, path = tmp_path / "s.h5", tmp_path / "s.yaml"
+    path.write_text(SWEEP.format(results=h5))
+    # The results cannot be written, so the finished points stay as after a kill.
+    h5.mkdir()
+    study(path, code=4, flags=["--force"])
+    points = tmp_path / "s.h5.points.0"
+    size = points.stat().st_size
+    points.write_bytes(points.read_bytes()[:size - size // 8 - 5])  # torn in the last but one
+    h5.rmdir()
+    assert "8 points, 6 taken over" in study(path).stdout
+
+
+@pytest.mark.parametrize("sets,code,texts", [
+    (["hardware=h900"], 3, ["h900"]),
+    (["model=inputs/shapes/none"], 3, ["inputs/shapes/none"]),
+    (["prices=inputs/prices/none.yaml"], 3, ["none.yaml"]),
+    (["decode.maxbatch=3"], 2, ["decode.maxbatch", "decode.max_batch"]),
+    (["targets.kv_per_output=3000"], 3, ["impossible", "3000"]),
+    (["nodes.available=100"], 3, ["278", "100"]),
+    (["nodes.group_prefill=2"], 3, ["group of 26 nodes"]),
+    (["decode.ep=7"], 3, ["7"]),
+    (["workload.curve=none.csv"], 3, ["none.csv"]),
+    (["workload.requests=0"], 3, ["workload.requests is missing"]),
+])
+def test_bad_input(tmp_path, sets, code, texts):
+    err = study(DAY, *sets, f"results={tmp_path / 'x.h5'}", code=code).stderr
+    for t in texts:
+        assert t in err, err
+    assert not (tmp_path / "x.h5").exists()
+
+
+def test_model_that_does_not_fit(tmp_path):
+    err = study(DAY, "decode.ep=8", f"results={tmp_path / 'x.h5'}", code=4).stderr
+    assert "does not fit" in err and "80.0 GB" in err
+
+
+def test_fit_is_printed():
+    out = study(DAY, flags=["--fit-workload"]).stdout
+    assert "turns: 2.3" in out and "4989.00" in out

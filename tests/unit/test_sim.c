@@ -1,0 +1,238 @@
+/* links: core cluster balance schedule checkpoint config account */
+/* test_sim.c - the simulation against what can be worked out by hand. Alone: make unit-sim. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "balance/decode_balance.h"
+#include "cluster/sim.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Step times linear in the load, so that the table is exact. */
+static double decode_time(void *ctx, double batch, double context)
+{
+    (void)ctx;
+    return 0.010 + 0.0002 * batch + 1e-9 * batch * context;
+}
+
+static double prefill_time(void *ctx, double tokens, double context)
+{
+    (void)ctx;
+    (void)context;
+    return 0.020 + 1e-4 * tokens;
+}
+
+struct bench {
+    struct workload w;
+    struct arrival_curve curve;
+    struct node_plan plan;
+    struct sim_config c;
+};
+
+static struct bench *bench_new(double requests)
+{
+    struct bench *b = calloc(1, sizeof *b);
+    struct session_params s = {.turns = 2, .first_tokens = 800, .first_sigma = 0.8,
+                               .followup_tokens = 100, .followup_sigma = 0.8, .output_tokens = 200,
+                               .output_sigma = 0.8, .returned = 0.5, .think_s = 20,
+                               .think_sigma = 0.5, .max_prompt = 32768};
+    double bar[CURVE_HOURS];
+    struct plan_role role = {.max_units = 3, .min_units = 1, .start_units = 3, .nodes = 1};
+    struct autoscale_params a = {.drain_s = 30};
+    for (int h = 0; h < CURVE_HOURS; h++) bar[h] = 1;
+    assert_non_null(b);
+    assert_int_equal(workload_build(&s, &b->w), OK);
+    assert_int_equal(arrival_curve_build(bar, "flat", &b->curve), OK);
+    assert_int_equal(node_plan_init(&b->plan, PLAN_FIXED, &role, &role, &a), OK);
+    b->c = (struct sim_config){
+        .workload = &b->w, .curve = &b->curve, .requests = requests, .hours = 0.5,
+        .warmup_s = 600, .epoch_s = 0.1, .seed = 5, .tokens_per_step = 1,
+        .kv_pages_per_gpu = 1000, .high_water = 0.95, .plan = &b->plan,
+        .prefill = {.max_units = 3, .gpus = 8, .nodes = 1, .tokens_per_gpu = 4096, .imbalance = 1},
+        .decode = {.max_units = 3, .gpus = 8, .nodes = 1, .tokens_per_gpu = 64, .imbalance = 1},
+    };
+    assert_int_equal(sim_time_build(decode_time, NULL, 64, 8192, &b->c.decode.time), OK);
+    assert_int_equal(sim_time_build(prefill_time, NULL, 4096, 8192, &b->c.prefill.time), OK);
+    return b;
+}
+
+static void bench_free(struct bench *b)
+{
+    node_plan_free(&b->plan);
+    free(b);
+}
+
+static struct sim_result run(struct bench *b)
+{
+    struct exchange ex = exchange_serial();
+    struct sim_result r;
+    assert_int_equal(sim_run(&b->c, &ex, &r), OK);
+    return r;
+}
+
+/* In a steady state Little's law holds, tokens are those of the workload, and a token takes the
+ * step time of the batch. */
+static void steady_state(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(90000); /* 50 a second */
+    struct workload_means m;
+    workload_measure(&b->w, 3, 200000, &m);
+    struct sim_result r = run(b);
+    double in = (double)(r.total[SIM_HIT] + r.total[SIM_MISS]), n = (double)r.total[SIM_ARRIVALS];
+    double running = 0, out = (double)r.total[SIM_OUTPUT_Q10] / 1024;
+    for (int i = 0; i < r.minutes; i++)
+        running += (double)r.minute[i].n[SIM_DECODE_RUNNING] / r.minutes;
+    double tpot = (double)r.total[SIM_TPOT_TICKS] / SIM_TICKS_PER_S /
+                  (double)r.total[SIM_TPOT_TOKENS];
+    double little = n / 1800 * tpot * (m.output - 1), batch = running / 24;
+    double step = decode_time(NULL, batch, m.kv_per_output);
+    printf("arrivals %.0f, prompt %.1f (%.1f), output %.1f (%.1f), hits %.4f (%.4f)\n", n, in / n,
+           m.prompt, out / n, m.output, (double)r.total[SIM_HIT] / in, m.hit_ratio);
+    printf("running %.1f, Little %.1f; time per token %.3f ms, a step %.3f ms\n", running, little,
+           1e3 * tpot, 1e3 * step);
+    assert_true(fabs(n / 90000 - 1) < 0.008);
+    assert_true(fabs(in / n / m.prompt - 1) < 0.02);
+    assert_true(fabs(out / n / m.output - 1) < 0.02);
+    assert_true(fabs((double)r.total[SIM_HIT] / in - m.hit_ratio) < 0.02);
+    assert_true(fabs(running / little - 1) < 0.1);
+    assert_true(tpot > 0.98 * step && tpot < 1.15 * step); /* hand-over adds part of an epoch */
+    double kv = (double)r.total[SIM_KV_READ_Q10] / (double)r.total[SIM_OUTPUT_Q10];
+    assert_true(fabs(kv / m.kv_per_output - 1) < 0.03);
+    sim_result_free(&r);
+    bench_free(b);
+}
+
+static void same_seed_same_bits(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(40000);
+    struct sim_result a = run(b), c = run(b);
+    assert_memory_equal(a.total, c.total, sizeof a.total);
+    b->c.seed++;
+    struct sim_result d = run(b);
+    assert_true(memcmp(a.total, d.total, sizeof a.total) != 0);
+    sim_result_free(&a);
+    sim_result_free(&c);
+    sim_result_free(&d);
+    bench_free(b);
+}
+
+/* A cache that holds a few seconds of conversations forgets them; what it keeps is bounded. */
+static void small_cache_forgets(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(40000);
+    struct sim_result all = run(b);
+    b->c.cache_pages = 2000;
+    struct sim_result few = run(b);
+    double share = (double)few.total[SIM_HIT] / (double)all.total[SIM_HIT];
+    printf("hits of a small cache: %.3f of an unbounded one's, %lld entries lost\n", share,
+           (long long)few.total[SIM_CACHE_LOST]);
+    assert_true(share < 0.5);
+    assert_true(few.total[SIM_CACHE_LOST] > 0 && all.total[SIM_CACHE_LOST] == 0);
+    assert_true(few.total[SIM_CACHE_PAGES] < 2 * 2000);
+    sim_result_free(&all);
+    sim_result_free(&few);
+    bench_free(b);
+}
+
+/* KV that does not suffice keeps requests waiting instead of overfilling the pages. */
+static void admission_bounds_pages(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(90000);
+    b->c.kv_pages_per_gpu = 60;
+    struct sim_result r = run(b);
+    int64_t most = 0, waiting = 0;
+    for (int i = 0; i < r.minutes; i++) {
+        if (r.minute[i].n[SIM_KV_PAGES] > most) most = r.minute[i].n[SIM_KV_PAGES];
+        waiting += r.minute[i].n[SIM_DECODE_WAITING];
+    }
+    printf("pages in use at most %lld of %d\n", (long long)most, 3 * 8 * 60);
+    assert_true(most < 3 * 8 * 60 && waiting > 0);
+    sim_result_free(&r);
+    bench_free(b);
+}
+
+/* A unit that leaves hands its requests on; none is lost and none is counted twice. */
+static void moved_requests_are_kept(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(60000);
+    b->plan.mode = PLAN_STEPS;
+    b->plan.n_steps = 2;
+    b->plan.step[0] = (struct plan_step){0, 3, 3};
+    b->plan.step[1] = (struct plan_step){900, 1, 1};
+    b->plan.scale.drain_s = 0;
+    struct sim_result r = run(b);
+    struct bench *c = bench_new(60000);
+    struct sim_result kept = run(c);
+    double out = (double)r.total[SIM_OUTPUT_Q10], same = (double)kept.total[SIM_OUTPUT_Q10];
+    printf("moved %lld, output %.4f of the run without\n", (long long)r.total[SIM_MOVED],
+           out / same);
+    assert_true(r.total[SIM_MOVED] > 0);
+    assert_true(fabs(out / same - 1) < 0.02);
+    assert_true(fabs((double)r.total[SIM_FINISHED] / (double)kept.total[SIM_FINISHED] - 1) < 0.02);
+    assert_true(r.minute[20].prefill_node_ms == 60000);
+    sim_result_free(&r);
+    sim_result_free(&kept);
+    bench_free(b);
+    bench_free(c);
+}
+
+/* With more than one token a step the same tokens come out, in fewer steps. */
+static void speculation_keeps_the_tokens(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(60000);
+    struct sim_result plain = run(b);
+    b->c.tokens_per_step = 1.75;
+    struct sim_result fast = run(b);
+    double share = (double)fast.total[SIM_OUTPUT_Q10] / (double)plain.total[SIM_OUTPUT_Q10];
+    double tpot = (double)fast.total[SIM_TPOT_TICKS] / (double)fast.total[SIM_TPOT_TOKENS] /
+                  ((double)plain.total[SIM_TPOT_TICKS] / (double)plain.total[SIM_TPOT_TOKENS]);
+    printf("output %.4f of plain, time per token %.3f\n", share, tpot);
+    assert_true(fabs(share - 1) < 0.02);
+    assert_true(tpot < 0.7);
+    sim_result_free(&plain);
+    sim_result_free(&fast);
+    bench_free(b);
+}
+
+/* Buckets rise with the value, and a quantile is within a bucket's width. */
+static void histogram(void **state)
+{
+    (void)state;
+    static int64_t hist[SIM_HIST];
+    int before = -1;
+    for (uint32_t t = 1; t < 1u << 31; t += t / 7 + 1) {
+        int b = sim_hist_bucket(t);
+        assert_in_range(b, 0, SIM_HIST - 1);
+        assert_true(b >= before);
+        before = b;
+        memset(hist, 0, sizeof hist);
+        hist[b] = 1;
+        double back = sim_hist_quantile(hist, 0.5);
+        assert_true(fabs(back - t) <= 0.02 * t + 0.5);
+    }
+    memset(hist, 0, sizeof hist);
+    assert_true(isnan(sim_hist_quantile(hist, 0.5)));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(steady_state), cmocka_unit_test(same_seed_same_bits),
+        cmocka_unit_test(small_cache_forgets), cmocka_unit_test(admission_bounds_pages),
+        cmocka_unit_test(moved_requests_are_kept), cmocka_unit_test(speculation_keeps_the_tokens),
+        cmocka_unit_test(histogram),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
