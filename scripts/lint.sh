@@ -46,7 +46,7 @@ check() {
         --suppress=invalidFunctionArg \
         -D'__has_include(x)=0' -D'json_object_foreach(o,k,v)=while(next_member(o,&k,&v))' --cppcheck-build-dir="$work" src
 }
-shell() { shellcheck -x scripts/*.sh .ci/run; }
+shell() { shellcheck -x scripts/*.sh slurm/*.sbatch .ci/run; }
 
 step clang-tidy tidy
 step cppcheck check

@@ -272,7 +272,8 @@ static void print_sizes(const struct plan *p, const struct slurm_args *a)
            "experts,\n# %.2f KV pages (%.0f a prefill or mixed rank, %.0f a decode rank%s),\n"
            "# %.2f activations, %.2f all-to-all, %.2f program and MPI.\n",
            p->ranks, p->tasks, m->shared / GIB, m->experts / GIB, m->kv / GIB, p->pages[0],
-           p->pages[1], p->pages_cut ? ", cut to fit" : "", m->buffers / GIB, m->ep / GIB, p->overhead / GIB);
+           p->pages[1], p->pages_cut ? ", cut to fit" : "", m->buffers / GIB, m->ep / GIB,
+           p->overhead / GIB);
     if (!a->time)
         printf("# Time is an estimate: %lld requests, %lld prompt + at most %lld output tokens, "
                "%.3g FLOP\n# at %.4g GFLOP/s a rank (%s), %.0f s to load at 1 GB/s a node; twice "
