@@ -273,8 +273,9 @@ static enum status begin(struct sim *s)
     if (s->np < 1 || s->nd < 1 || s->np > SIM_MAX_UNITS || s->nd > SIM_MAX_UNITS)
         return error_set(ERR_INPUT, "%d prefill and %d decode units, expected 1 to %d of each",
                          s->np, s->nd, SIM_MAX_UNITS);
-    s->p0 = (int)((int64_t)rank * s->np / ranks);
-    s->p1 = (int)((int64_t)(rank + 1) * s->np / ranks);
+    /* Rounded up here and down below: who has one decode unit less has one prefill unit more. */
+    s->p0 = (int)(((int64_t)rank * s->np + ranks - 1) / ranks);
+    s->p1 = (int)(((int64_t)(rank + 1) * s->np + ranks - 1) / ranks);
     s->d0 = (int)((int64_t)rank * s->nd / ranks);
     s->d1 = (int)((int64_t)(rank + 1) * s->nd / ranks);
     s->epoch_ms = llrint(c->epoch_s * 1e3);

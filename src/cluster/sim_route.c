@@ -60,10 +60,15 @@ void sim_route_prepare(struct sim *s)
     fill_slots(&p->decode, s->nd, load + s->np, 4 * s->last_routed[1] + 1024, s->slots_d);
 }
 
-/* A unit's rank: contiguous blocks, so that order by rank is order by unit. */
-static int owner(int unit, int units, int ranks)
+/* A unit's rank: contiguous blocks (sim.c, begin), so that order by rank is order by unit. */
+static int prefill_owner(const struct sim *s, int unit)
 {
-    return (int)(((int64_t)(unit + 1) * ranks - 1) / units);
+    return (int)((int64_t)unit * s->ex->size / s->np);
+}
+
+static int decode_owner(const struct sim *s, int unit)
+{
+    return (int)(((int64_t)(unit + 1) * s->ex->size - 1) / s->nd);
 }
 
 static enum status box_put(struct sim_outbox *o, enum sim_box box, const struct sim_request *r)
@@ -93,7 +98,7 @@ enum status sim_route_prefill(struct sim *s, enum sim_box box, uint64_t *dealt,
     s->head[HEAD_LOADS + unit] += work;
     s->routed[0] += work;
     r->next = (uint32_t)unit;
-    return box_put(&s->out[owner(unit, s->np, s->ex->size)], box, r);
+    return box_put(&s->out[prefill_owner(s, unit)], box, r);
 }
 
 enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
@@ -104,7 +109,7 @@ enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
     s->head[HEAD_LOADS + s->np + unit] += load;
     s->routed[1] += load;
     r->next = (uint32_t)unit;
-    return box_put(&s->out[owner(unit, s->nd, s->ex->size)], box, r);
+    return box_put(&s->out[decode_owner(s, unit)], box, r);
 }
 
 static enum status deliver(struct sim *s, enum sim_box box, const struct sim_request *r,
