@@ -135,7 +135,7 @@ static bool set_state(struct plan_units *u, int unit, enum unit_state state, dou
     return true;
 }
 
-/* The first `now` units of the order serve; of these, those beyond `soon` drain; the rest is off. */
+/* The first `now` units of the order serve, but those beyond `soon` drain; the rest is off. */
 static bool serve_first(struct plan_units *u, int now, int soon, double t)
 {
     bool changed = false;

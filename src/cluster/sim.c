@@ -308,8 +308,8 @@ static void end(struct sim *s)
         for (int b = 0; b < BOXES; b++) free(s->out[q].r[b]);
         free(s->out[q].message);
     }
-    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out, s->send, s->recv,
-                     s->head, s->view, s->cache, s->trace_seen};
+    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out,
+                     s->send, s->recv, s->head, s->view, s->cache, s->trace_seen};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 

@@ -35,7 +35,7 @@ struct sim_role {
     int gpus;             /* of one unit */
     int nodes;            /* of one unit */
     int tokens_per_gpu;   /* prefill: chunk; decode: largest batch */
-    double imbalance;     /* the busiest rank's load over the mean: prefill tokens, decode requests */
+    double imbalance;     /* the busiest rank's tokens or requests over the mean */
     struct sim_time time; /* a step's seconds by load of one GPU */
 };
 

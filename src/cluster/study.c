@@ -38,7 +38,7 @@ static const char *const forecasts[] = {"reactive", "holt_winters", "lstm", NULL
      .def = "auto", .min = 0, .max = 65536, .may_auto = 1, .unit = "experts", \
      .doc = "extra expert slots of a unit"}, \
     INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
-    FLAG(#r ".overlap", r.overlap, "true", "one micro-batch's data moves while the other computes"), \
+    FLAG(#r ".overlap", r.overlap, "true", "one micro-batch's data moves, the other computes"), \
     NUMBER(#r ".imbalance", r.imbalance, "1", 1, 100, "", "busiest GPU's load over the mean")
 
 static const struct option study_options[] = {

@@ -43,8 +43,10 @@ static enum status check_deployment(struct study_plant *p)
     p->max_batch = unit_max_batch(p->decode, context);
     if (!(m.kv > 0) || p->max_batch < 1)
         return error_set(ERR_RESOURCE,
-                         "decode: EP%d leaves %.1f GiB for KV on a GPU of %.1f GiB (%.1f replicated, "
-                         "%.1f experts, %.1f buffers and workspace): room for %.1f requests of %.0f "
+                         "decode: EP%d leaves %.1f GiB for KV on a GPU of %.1f GiB (%.1f "
+                         "replicated, "
+                         "%.1f experts, %.1f buffers and workspace): room for %.1f requests of "
+                         "%.0f "
                          "tokens; raise decode.ep",
                          s->decode.ep, m.kv / 0x1p30, m.capacity / 0x1p30, m.replicated / 0x1p30,
                          m.routed / 0x1p30, (m.comm + m.activation + m.absorbed) / 0x1p30,
@@ -52,7 +54,8 @@ static enum status check_deployment(struct study_plant *p)
     int need = s->prefill.units * unit_nodes(p->prefill) + s->decode.units * unit_nodes(p->decode);
     if (s->nodes.available > 0 && need > s->nodes.available)
         return error_set(ERR_INPUT,
-                         "%d prefill units of %d nodes and %d decode units of %d need %d nodes, but "
+                         "%d prefill units of %d nodes and %d decode units of %d need %d nodes, "
+                         "but "
                          "nodes.available is %d",
                          s->prefill.units, unit_nodes(p->prefill), s->decode.units,
                          unit_nodes(p->decode), need, s->nodes.available);

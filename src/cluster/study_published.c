@@ -65,10 +65,13 @@ enum status study_published(const struct study_plant *p, struct study_day *d)
     double nodes = (d->prefill_node_s + d->decode_node_s) / seconds;
     double kv = (double)d->sim.total[SIM_KV_READ_Q10] / (double)d->sim.total[SIM_OUTPUT_Q10];
     double none = NAN;
+    /* Another deployment than the published one is compared, not judged. */
+    bool same = p->study.nodes.mode != PLAN_AUTO;
+    double exact = same ? 0 : none, percent = same ? 0.01 : none;
 #define SAME(name, units, field, value, tol) add(d, name, units, f.field, f.field, value, tol)
-    SAME("nodes, mean", "nodes", nodes_mean, nodes, 0);
-    SAME("nodes, peak", "nodes", nodes_peak, d->peak_nodes, 0);
-    SAME("cost", "$", cost, a->cost_usd, 0);
+    SAME("nodes, mean", "nodes", nodes_mean, nodes, exact);
+    SAME("nodes, peak", "nodes", nodes_peak, d->peak_nodes, exact);
+    SAME("cost", "$", cost, a->cost_usd, exact);
     SAME("input tokens", "G", input_tokens / 1e9, input / 1e9, 0.005);
     SAME("output tokens", "G", output_tokens / 1e9, a->output_tokens / 1e9, 0.005);
     if (f.input_tokens > 0) {
@@ -77,10 +80,10 @@ enum status study_published(const struct study_plant *p, struct study_day *d)
     }
     SAME("KV per output token", "tokens", kv_per_output, kv, 0.01);
     SAME("revenue", "$", revenue, a->revenue_usd, 0.005);
-    SAME("margin on cost", "%", margin, 100 * a->margin_on_cost, 0.01);
-    SAME("input / prefill node", "tokens/s", input_rate, input / d->prefill_node_s, 0.01);
+    SAME("margin on cost", "%", margin, 100 * a->margin_on_cost, percent);
+    SAME("input / prefill node", "tokens/s", input_rate, input / d->prefill_node_s, percent);
     SAME("output / decode node", "tokens/s", output_rate, a->output_tokens / d->decode_node_s,
-         0.01);
+         percent);
     add(d, "output speed", "tokens/s", f.speed_low, f.speed_high, d->output_speed, none);
 #undef SAME
     return OK;

@@ -293,7 +293,8 @@ void study_sweep_print(const struct study *s, const struct study_sweep *w, FILE 
             fprintf(out, "  %5d cannot be: %s (%s)\n", r->point, r->values, r->reason);
             continue;
         }
-        fprintf(out, "%c%c%5d %6.0f %9.2f %7.2f %10.2f %14.0f %14.0f %9.3f %10.0f %7.4f %9.1f  %s\n",
+        fprintf(out,
+                "%c%c%5d %6.0f %9.2f %7.2f %10.2f %14.0f %14.0f %9.3f %10.0f %7.4f %9.1f  %s\n",
                 r->best ? '*' : ' ', r->pareto ? 'P' : ' ', r->point, r->batch, 1e3 * r->tpot_s,
                 r->ttft_s, r->tokens_per_s_request, r->decode_tokens_per_s_gpu,
                 r->prefill_tokens_per_s_gpu, r->prefill_gpus_per_decode_gpu, r->tokens_per_s_gpu,

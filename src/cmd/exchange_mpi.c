@@ -55,7 +55,8 @@ static enum status rest_round(struct links *l, const struct exchange_part *send,
         struct peer *p = &l->peer[q];
         uint64_t bytes;
         memcpy(&bytes, p->in, sizeof bytes);
-        if (bytes > INT32_MAX || send[q].bytes > INT32_MAX) return failed("a message of over 2 GiB");
+        if (bytes > INT32_MAX || send[q].bytes > INT32_MAX)
+            return failed("a message of over 2 GiB");
         if (bytes + sizeof bytes > p->in_cap) {
             char *bigger = realloc(p->in, bytes + sizeof bytes);
             if (!bigger) return error_set(ERR_RESOURCE, "study: no memory for a message");

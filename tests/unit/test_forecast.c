@@ -24,7 +24,7 @@ static double wave(int i)
     return day * (1 + 0.03 * rng_normal(7, (uint64_t)i));
 }
 
-/* Mean absolute error of the peak of the next LEAD values over a day never seen, in % of the mean. */
+/* Mean absolute error of the peak of the next LEAD values over an unseen day, % of the mean. */
 static double error_of(enum forecast_kind kind)
 {
     static double history[PER_DAY * DAYS];

@@ -88,7 +88,8 @@ static void curve_keeps_the_bars(void **state)
     assert_int_equal(arrival_curve_build(bar, "test", &c), OK);
     for (int h = 0; h < CURVE_HOURS; h++) {
         double integral = 0;
-        for (int i = 0; i < 1000; i++) integral += arrival_curve_at(&c, h + (i + 0.5) / 1000) / 1000;
+        for (int i = 0; i < 1000; i++)
+            integral += arrival_curve_at(&c, h + (i + 0.5) / 1000) / 1000;
         worst = fmax(worst, fabs(integral * sum / CURVE_HOURS / bar[h] - 1));
     }
     share("bars", worst, 1e-5);
@@ -120,14 +121,16 @@ static void traces(void **state)
     (void)state;
     struct workload_trace t;
     assert_int_equal(read_text("{\"timestamp\": 0, \"input_length\": 600, \"output_length\": 5, "
-                               "\"hash_ids\": [0, 1]}\n{\"timestamp\": 3000, \"input_length\": 700, "
+                               "\"hash_ids\": [0, 1]}\n{\"timestamp\": 3000, "
+                               "\"input_length\": 700, "
                                "\"output_length\": 7, \"hash_ids\": [0, 2]}\n", ".jsonl", &t), OK);
     assert_int_equal(t.n, 2);
     assert_int_equal(t.max_block, 3);
     assert_int_equal(t.blocks[t.row[1].first_block + 1], 2);
     assert_true(t.row[1].t_s == 3.0);
     workload_trace_free(&t);
-    assert_int_equal(read_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,2\n0.5,4,3\n",
+    assert_int_equal(read_text("arrived_at,num_prefill_tokens,num_decode_tokens\n"
+                               "0,10,2\n0.5,4,3\n",
                                ".csv", &t), OK);
     assert_true(t.n == 2 && t.row[1].output == 3);
     workload_trace_free(&t);
