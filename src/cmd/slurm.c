@@ -142,7 +142,9 @@ static enum status rank_needs(const struct job *job, const struct checkpoint *ck
     TRY(kernels_compose(job->isa != JOB_AUTO ? (enum isa)job->isa : (enum isa)isa, &kernels));
     TRY(weights_plan(ck, &kernels, (enum numerics)job->numerics,
                      (cfg->experts + c->redundant_experts) / c->ep, &w));
-    enum status st = memory_of_rank(job, cfg, &w, role, pages, out);
+    int per_node = job->ranks_per_node > 0 ? job->ranks_per_node : c->ep;
+    int nodes = (c->ep + per_node - 1) / per_node;
+    enum status st = memory_of_rank(job, cfg, &w, role, nodes, pages, out);
     weights_free(&w);
     return st;
 }

@@ -28,7 +28,7 @@ size_t memory_page_bytes(const struct job *job, const struct model_config *cfg)
 }
 
 struct ep_params memory_ep_params(const struct job *job, const struct model_config *cfg,
-                                  enum rank_role role, bool experts_fp8)
+                                  enum rank_role role, bool experts_fp8, int nodes)
 {
     const struct job_role *c = memory_role(job, role);
     enum numerics num = (enum numerics)job->numerics;
@@ -36,6 +36,7 @@ struct ep_params memory_ep_params(const struct job *job, const struct model_conf
     int mbs = c->microbatches, batch = (job->ep.max_tokens_per_rank + mbs - 1) / mbs;
     return (struct ep_params){
         .ep_size = c->ep,
+        .nodes = nodes,
         .experts = cfg->experts,
         .slots = cfg->experts + c->redundant_experts,
         .topk = cfg->topk,
@@ -51,11 +52,11 @@ struct ep_params memory_ep_params(const struct job *job, const struct model_conf
 }
 
 enum status memory_of_rank(const struct job *job, const struct model_config *cfg,
-                           const struct weights *planned, enum rank_role role, double pages,
-                           struct rank_memory *out)
+                           const struct weights *planned, enum rank_role role, int nodes,
+                           double pages, struct rank_memory *out)
 {
     const struct job_role *c = memory_role(job, role);
-    struct ep_params params = memory_ep_params(job, cfg, role, planned->experts_fp8);
+    struct ep_params params = memory_ep_params(job, cfg, role, planned->experts_fp8, nodes);
     struct ep_memory ep = {0, 0};
     if (model_config_moe_layers(cfg)) TRY(ep_memory(&params, &ep));
     int rows = role == RANK_DECODE ? job->ep.max_tokens_per_rank : c->chunk_tokens;

@@ -23,13 +23,13 @@ double memory_useful_pages(const struct job *job, const struct model_config *cfg
                            enum rank_role role);
 size_t memory_page_bytes(const struct job *job, const struct model_config *cfg);
 
-/* The all-to-all of a role's unit. */
+/* The all-to-all of a role's unit, whose ranks are on `nodes` nodes. */
 struct ep_params memory_ep_params(const struct job *job, const struct model_config *cfg,
-                                  enum rank_role role, bool experts_fp8);
+                                  enum rank_role role, bool experts_fp8, int nodes);
 
 /* planned: after weights_plan with the slots of a rank of this role. */
 enum status memory_of_rank(const struct job *job, const struct model_config *cfg,
-                           const struct weights *planned, enum rank_role role, double pages,
-                           struct rank_memory *out);
+                           const struct weights *planned, enum rank_role role, int nodes,
+                           double pages, struct rank_memory *out);
 
 #endif

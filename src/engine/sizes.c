@@ -28,14 +28,16 @@ static enum status measure(struct engine *e, struct rank_memory *n)
     struct rank *r = &e->rank;
     int slots = (e->cfg->experts + r->cfg->redundant_experts) / r->cfg->ep;
     TRY(weights_plan(e->ck, &e->kernels, (enum numerics)e->job.numerics, slots, &r->weights));
-    e->ep_params = memory_ep_params(&e->job, e->cfg, r->role, r->weights.experts_fp8);
+    int nodes = transport_topology(r->transport)->nodes;
+    e->ep_params = memory_ep_params(&e->job, e->cfg, r->role, r->weights.experts_fp8, nodes);
     size_t page_bytes = memory_page_bytes(&e->job, e->cfg);
     double share = 0.5 * (double)node_available_bytes() / e->node.size;
     enum rank_role first = e->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
     e->pages[0] = choose_pages(e, first, page_bytes, share);
     e->pages[1] = e->job.mixed.present ? e->pages[0]
                                        : choose_pages(e, RANK_DECODE, page_bytes, share);
-    TRY(memory_of_rank(&e->job, e->cfg, &r->weights, r->role, e->pages[r->role == RANK_DECODE], n));
+    int pages = e->pages[r->role == RANK_DECODE];
+    TRY(memory_of_rank(&e->job, e->cfg, &r->weights, r->role, nodes, pages, n));
     n->shared /= e->node.size;
     return OK;
 }

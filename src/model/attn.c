@@ -77,14 +77,27 @@ static void split_heads(struct model *m, int n, int first, int dim, char *out)
     m->k->act_convert(m->lane, n * c->heads, m->s_kv + first, c->dim_nope + c->dim_v, &a, false);
 }
 
+/* kv_b over the whole context, from buffers of its own: it is longer than a step's rows. */
+static void expand_context(struct model *m, int layer, int n)
+{
+    const struct model_config *c = m->cfg;
+    const struct wmat *w = &m->w->layer[layer].kv_b;
+    struct amat a = {.type = model_act_type(m, w), .k = c->kv_lora, .data = m->s_ctx_act,
+                     .ld = c->kv_lora, .scale = m->s_ctx_scale, .lds = fp8_blocks(c->kv_lora)};
+    if (a.type == DT_F32)
+        a.data = m->s_ctx;
+    else
+        m->k->act_convert(m->lane, n, m->s_ctx, c->kv_lora, &a, c->quant.ue8m0);
+    m->k->gemm(m->lane, n, &a, w, m->s_kv, c->heads * (c->dim_nope + c->dim_v));
+}
+
 static void attend_segment(struct model *m, struct microbatch *b, int layer,
                            const struct segment *s)
 {
     const struct model_config *c = m->cfg;
     int q_dim = c->dim_nope + c->dim_rope, n = s->pos0 + s->n;
     gather_context(m, layer, s->pages, n);
-    model_linear(m, n, m->s_ctx, c->kv_lora, &m->w->layer[layer].kv_b, m->s_kv,
-                 c->heads * (c->dim_nope + c->dim_v));
+    expand_context(m, layer, n);
     split_heads(m, n, 0, c->dim_nope, m->s_k);
     split_heads(m, n, c->dim_nope, c->dim_v, m->s_v);
     struct mla_prefill_args args = {
@@ -112,13 +125,17 @@ static void attend_segment(struct model *m, struct microbatch *b, int layer,
     (void)b;
 }
 
-void model_attn_prefill(struct model *m, struct microbatch *b, int layer)
+enum status model_attn_prefill(struct model *m, struct microbatch *b, int layer)
 {
-    if (b->m == 0) return;
+    if (b->m == 0) return OK;
     model_project(m, b, layer);
-    for (int s = 0; s < b->segments; s++) attend_segment(m, b, layer, &b->segment[s]);
+    for (int s = 0; s < b->segments; s++) {
+        TRY(model_fit_context(m, b->segment[s].pos0 + b->segment[s].n));
+        attend_segment(m, b, layer, &b->segment[s]);
+    }
     model_project_out(m, b, layer);
     model_gate(m, b, layer);
+    return OK;
 }
 
 /* ---- decode --------------------------------------------------------------------------------- */

@@ -28,7 +28,7 @@ static enum status forward_compute(void *ctx, const struct op *op)
     switch (op->stage) {
     case STAGE_EMBED: model_embed(m, b); return OK;
     case STAGE_ATTN:
-        model_attn_prefill(m, b, op->layer);
+        TRY(model_attn_prefill(m, b, op->layer));
         return f->layer_done ? f->layer_done(f->hook_arg, op->mb, op->layer) : OK;
     case STAGE_ATTN_0: model_attn_decode_0(m, b, op->layer); return OK;
     case STAGE_ATTN_1: model_attn_decode_1(m, b, op->layer); return OK;

@@ -83,20 +83,16 @@ static void want_microbatch(struct buffer_list *list, const struct model_config 
 }
 
 static void want_scratch(struct buffer_list *list, const struct model_config *c,
-                         const struct model_limits *lim, enum dtype kv_type, struct model *m)
+                         const struct model_limits *lim, struct model *m)
 {
-    size_t rows = (size_t)lim->max_rows, ctx = (size_t)lim->max_context, es = dtype_bytes(kv_type);
+    size_t rows = (size_t)lim->max_rows, ctx = (size_t)lim->max_context;
     size_t q = (size_t)(c->heads * (c->dim_nope + c->dim_rope));
     size_t in = (size_t)((c->q_lora ? c->q_lora : (int)q) + c->kv_lora + c->dim_rope);
-    size_t act_rows = lim->prefill && ctx > rows ? ctx : rows;
     size_t heads = (size_t)c->heads, widest = (size_t)widest_activation(c);
-    size_t act = rows * widest, act_ctx = act_rows * (size_t)c->kv_lora;
-    size_t blocks = rows * (size_t)fp8_blocks((int)widest);
-    size_t blocks_ctx = act_rows * (size_t)fp8_blocks(c->kv_lora);
     want(list, &m->rope, ctx * (size_t)c->dim_rope, sizeof(float));
     want(list, &m->s_norm, rows * (size_t)max_int(c->hidden, c->experts), sizeof(float));
-    want(list, &m->s_act, act > act_ctx ? act : act_ctx, sizeof(uint16_t));
-    want(list, &m->s_act_scale, blocks > blocks_ctx ? blocks : blocks_ctx, sizeof(float));
+    want(list, &m->s_act, rows * widest, sizeof(uint16_t));
+    want(list, &m->s_act_scale, rows * (size_t)fp8_blocks((int)widest), sizeof(float));
     want(list, &m->s_in, rows * in, sizeof(float));
     want(list, &m->s_q, rows * q, sizeof(float));
     want(list, &m->s_attn, rows * heads * (size_t)c->dim_v, sizeof(float));
@@ -104,8 +100,17 @@ static void want_scratch(struct buffer_list *list, const struct model_config *c,
     want(list, &m->expert_load, (size_t)c->layers * (size_t)max_int(c->experts, 1),
          sizeof(int64_t));
     if (lim->decode) want(list, &m->s_latent, rows * heads * (size_t)c->kv_lora, sizeof(float));
-    if (!lim->prefill) return;
+}
+
+/* What a sequence's whole context needs in prefill. */
+static void want_context(struct buffer_list *list, const struct model_config *c, size_t ctx,
+                         enum dtype kv_type, struct model *m)
+{
+    size_t heads = (size_t)c->heads, es = dtype_bytes(kv_type);
+    list->n = 0;
     want(list, &m->s_ctx, ctx * (size_t)c->kv_lora, sizeof(float));
+    want(list, &m->s_ctx_act, ctx * (size_t)c->kv_lora, sizeof(uint16_t));
+    want(list, &m->s_ctx_scale, ctx * (size_t)fp8_blocks(c->kv_lora), sizeof(float));
     want(list, &m->s_kv, ctx * heads * (size_t)(c->dim_nope + c->dim_v), sizeof(float));
     want(list, &m->s_k, ctx * heads * (size_t)c->dim_nope, es);
     want(list, &m->s_v, ctx * heads * (size_t)c->dim_v, es);
@@ -120,13 +125,58 @@ static int choose_logit_rows(const struct model_config *c, const struct model_li
     return rows < lim->max_rows ? rows : lim->max_rows;
 }
 
-static void list_buffers(struct buffer_list *list, const struct model_config *c, enum numerics n,
+static void list_buffers(struct buffer_list *list, const struct model_config *c,
                          const struct model_limits *lim, struct model *m)
 {
     list->n = 0;
     m->logit_rows = choose_logit_rows(c, lim);
     for (int i = 0; i < MODEL_MICROBATCHES; i++) want_microbatch(list, c, lim, &m->mb[i]);
-    want_scratch(list, c, lim, model_kv_type(n), m);
+    want_scratch(list, c, lim, m);
+}
+
+static size_t list_bytes(const struct buffer_list *list)
+{
+    size_t sum = 0;
+    for (int i = 0; i < list->n; i++) sum += (list->at[i].bytes + 63) / 64 * 64;
+    return sum;
+}
+
+static void free_list(struct device *dev, const struct buffer_list *list)
+{
+    for (int i = 0; i < list->n; i++) {
+        void *p = 0;
+        memcpy(&p, list->at[i].slot, sizeof p);
+        dev->free(dev, p);
+        p = 0;
+        memcpy(list->at[i].slot, &p, sizeof p);
+    }
+}
+
+static enum status alloc_list(struct device *dev, const struct buffer_list *list)
+{
+    for (int i = 0; i < list->n; i++) {
+        void *p = dev->alloc(dev, list->at[i].bytes);
+        if (!p)
+            return error_set(ERR_RESOURCE, "no memory for activations: %zu bytes",
+                             list->at[i].bytes);
+        memcpy(list->at[i].slot, &p, sizeof p);
+    }
+    return OK;
+}
+
+enum status model_fit_context(struct model *m, int positions)
+{
+    struct device *dev = m->lane->dev;
+    struct buffer_list list;
+    if (positions <= m->ctx_rows) return OK;
+    int rows = positions + positions / 2;
+    if (rows > m->limits.max_context) rows = m->limits.max_context;
+    want_context(&list, m->cfg, (size_t)rows, m->kv_type, m);
+    free_list(dev, &list);
+    m->ctx_rows = 0;
+    TRY(alloc_list(dev, &list));
+    m->ctx_rows = rows;
+    return OK;
 }
 
 static int widest_inner(const struct model_config *c)
@@ -140,9 +190,11 @@ size_t model_buffer_bytes(const struct model_config *cfg, enum numerics n,
     struct model m;
     struct buffer_list list;
     memset(&m, 0, sizeof m);
-    list_buffers(&list, cfg, n, limits, &m);
-    size_t sum = 0;
-    for (int i = 0; i < list.n; i++) sum += (list.at[i].bytes + 63) / 64 * 64;
+    list_buffers(&list, cfg, limits, &m);
+    size_t sum = list_bytes(&list);
+    int ctx = limits->max_context < MODEL_PLAN_CONTEXT ? limits->max_context : MODEL_PLAN_CONTEXT;
+    want_context(&list, cfg, (size_t)ctx, model_kv_type(n), &m);
+    if (limits->prefill) sum += list_bytes(&list);
     size_t own = moe_ffn_scratch_bytes(DT_F32, limits->max_rows, widest_inner(cfg));
     size_t routed = moe_ffn_scratch_bytes(DT_F32, recv_rows, cfg->moe_intermediate);
     sum += own > routed ? own : routed;
@@ -217,15 +269,11 @@ enum status model_create(struct weights *w, struct lane *lane, const struct mode
     fill_gate(c, &m->gate);
     TRY(check_gate(c, &m->gate));
     struct buffer_list list;
-    list_buffers(&list, c, w->numerics, limits, m);
-    for (int i = 0; i < list.n; i++) {
-        void *p = lane->dev->alloc(lane->dev, list.at[i].bytes);
-        if (!p) {
-            model_free(m);
-            return error_set(ERR_RESOURCE, "no memory for activations: %zu bytes",
-                             list.at[i].bytes);
-        }
-        memcpy(list.at[i].slot, &p, sizeof p);
+    list_buffers(&list, c, limits, m);
+    enum status st = alloc_list(lane->dev, &list);
+    if (st != OK) {
+        model_free(m);
+        return st;
     }
     for (int i = 0; i < MODEL_MICROBATCHES; i++) {
         struct amat *a = &m->mb[i].payload;
@@ -247,12 +295,10 @@ void model_free(struct model *m)
     if (!m->lane) return;
     struct device *dev = m->lane->dev;
     struct buffer_list list;
-    list_buffers(&list, m->cfg, m->w->numerics, &m->limits, m);
-    for (int i = 0; i < list.n; i++) {
-        void *p = 0;
-        memcpy(&p, list.at[i].slot, sizeof p);
-        dev->free(dev, p);
-    }
+    list_buffers(&list, m->cfg, &m->limits, m);
+    free_list(dev, &list);
+    want_context(&list, m->cfg, 0, m->kv_type, m);
+    free_list(dev, &list);
     for (int i = 0; i < MODEL_MICROBATCHES; i++) dev->free(dev, m->mb[i].expert_out);
     dev->free(dev, m->s_ffn);
     memset(m, 0, sizeof *m);

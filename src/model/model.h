@@ -83,9 +83,13 @@ struct model {
     float *s_q;                    /* [rows, heads * (nope + rope)] */
     float *s_attn;                 /* [rows, heads * v] */
     float *s_latent;               /* decode: [rows, heads * kv_lora] */
-    float *s_ctx;                  /* prefill: [context, kv_lora] */
-    float *s_kv;                   /* prefill: [context, heads * (nope + v)] */
-    char *s_k, *s_v, *s_kr;        /* prefill: keys, values, rope keys in kv_type */
+    /* prefill: one sequence's whole context; grows to the longest one seen */
+    int ctx_rows;
+    float *s_ctx;                  /* [context, kv_lora] */
+    char *s_ctx_act;               /* the same in the type of kv_b's GEMM, with scales */
+    float *s_ctx_scale;
+    float *s_kv;                   /* [context, heads * (nope + v)] */
+    char *s_k, *s_v, *s_kr;        /* keys, values, rope keys in kv_type */
     float *s_logits;               /* [logit_rows, vocab] */
     int logit_rows;
     void *s_ffn;                   /* moe_ffn scratch */
@@ -102,8 +106,9 @@ enum dtype model_combine_type(enum numerics n);
 
 /* Bytes of one page in all layers. */
 size_t model_page_bytes(const struct model_config *cfg, enum dtype kv_type, int page_tokens);
-/* Bytes of activation buffers model_create will allocate (used by plan); recv_rows: rows that one
- * dispatch is expected to deliver. */
+/* Bytes of activation buffers (used by plan): what model_create allocates, and what grows later, for
+ * recv_rows rows delivered by a dispatch and a longest context of MODEL_PLAN_CONTEXT positions. */
+enum { MODEL_PLAN_CONTEXT = 8192 };
 size_t model_buffer_bytes(const struct model_config *cfg, enum numerics n,
                           const struct model_limits *limits, int recv_rows);
 
@@ -121,7 +126,7 @@ static inline char *model_cache_layer(const struct model *m, int layer)
 
 /* ---- stages (compute lane); b = micro-batch ---- */
 void model_embed(struct model *m, struct microbatch *b);
-void model_attn_prefill(struct model *m, struct microbatch *b, int layer);
+enum status model_attn_prefill(struct model *m, struct microbatch *b, int layer);
 void model_attn_decode_0(struct model *m, struct microbatch *b, int layer);
 void model_attn_decode_1(struct model *m, struct microbatch *b, int layer);
 void model_dense(struct model *m, struct microbatch *b, int layer);
@@ -143,6 +148,8 @@ enum dtype model_act_type(const struct model *m, const struct wmat *w);
 /* Converts rows into s_act as `type`. */
 struct amat model_convert(struct model *m, int rows, int k, const float *x, int ldx,
                           enum dtype type);
+/* Makes room for a context of `positions` positions. */
+enum status model_fit_context(struct model *m, int positions);
 /* After attention: norm, gate and payload of an MoE layer, or the norm of a dense one. */
 void model_gate(struct model *m, struct microbatch *b, int layer);
 /* The projections before core attention, the same in both forms: q in m->s_q, KV written. */
