@@ -52,8 +52,8 @@ static enum status count(void *ctx, const struct tensor_spec *s)
 void model_sizes_compute(const struct model_config *cfg, const struct checkpoint *ck,
                          struct model_sizes *z)
 {
-    struct counter n = {cfg, ck, z, 0};
     memset(z, 0, sizeof *z);
+    struct counter n = {cfg, ck, z, 0};
     tensor_specs_visit(cfg, count, &n);
     for (int p = 0; p < PART_COUNT; p++) {
         z->params_total += z->params[p];

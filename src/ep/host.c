@@ -84,8 +84,8 @@ void host_write_row(const struct ep_group *g, const struct ep_op *op, int index,
     const struct ep_route *r = &op->route;
     struct ep_row_tag tag = {g->topo->rank, token, (int16_t)(index % g->p.topk), 0,
                              r->weights[index]};
-    if (r->reduced) tag.place = r->place[index];
-    if (r->reduced) tag.reduce = r->reduce[index];
+    if (r->reduced) tag.place = (int16_t)r->place[index];
+    if (r->reduced) tag.reduce = (int16_t)r->reduce[index];
     memcpy(row, &tag, sizeof tag);
     memcpy(row + lo->row_data_at, (const char *)x->data + (size_t)token * pitch, lo->row_data);
     if (lo->row_scales)
