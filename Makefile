@@ -126,9 +126,11 @@ bench: all
 
 install: all
 	install -D -m 755 $(BUILD)/moebatch $(DESTDIR)$(PREFIX)/bin/moebatch
-	for d in inputs/jobs inputs/prices; do \
+	for d in $$(find inputs/jobs inputs/prices inputs/hardware inputs/shapes inputs/studies \
+	  inputs/workloads -type d); do \
 	  install -d $(DESTDIR)$(PREFIX)/share/moebatch/$$d && \
-	  install -m 644 $$d/* $(DESTDIR)$(PREFIX)/share/moebatch/$$d/; done
+	  find $$d -maxdepth 1 -type f -exec install -m 644 {} $(DESTDIR)$(PREFIX)/share/moebatch/$$d/ \; \
+	  || exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/share/moebatch/scripts
 	install -m 755 scripts/tokenize.py scripts/show_text.py scripts/lib_tokenize.py scripts/lib_bpe.py \
 	  $(DESTDIR)$(PREFIX)/share/moebatch/scripts/

@@ -106,7 +106,7 @@ double study_decode_capacity(struct study_plant *p, double *batch)
     double per_step = unit_tokens_per_step(p->decode), best = 1;
     double context = s->has_targets ? s->targets.kv_per_output : p->means.kv_per_output;
     double most = fmin(s->decode.per_gpu, unit_max_batch(p->decode, context));
-    for (double b = 1; b <= most; b++)
+    for (int b = 1; b <= most; b++)
         if (decode_seconds(p->decode, b, context) / per_step * 1e3 <= s->slo.tpot_ms) best = b;
     if (batch) *batch = best;
     return best * unit_gpus(p->decode) * per_step / decode_seconds(p->decode, best, context);

@@ -73,7 +73,7 @@ static enum status point_study(const struct study *base, const struct sweep_axes
     memset(r, 0, sizeof *r);
     r->point = point;
     bool units = false;
-    int rest = point, digit[SWEEP_AXES];
+    int rest = point, digit[SWEEP_AXES] = {0};
     for (int a = axes->n - 1; a >= 0; a--) {
         digit[a] = rest % axes->axis[a].n;
         rest /= axes->axis[a].n;

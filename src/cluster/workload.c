@@ -162,7 +162,7 @@ enum status arrival_curve_read(const char *path, struct arrival_curve *out)
 {
     FILE *f = fopen(path, "r");
     if (!f) return error_set(ERR_INPUT, "workload.curve: %s: %s", path, strerror(errno));
-    double bar[CURVE_HOURS];
+    double bar[CURVE_HOURS] = {0};
     bool seen[CURVE_HOURS] = {false};
     char line[512];
     int line_no = 0, rows = 0;
