@@ -4,7 +4,8 @@ CC      ?= cc
 PREFIX  ?= /usr/local
 MPICC   ?= mpicc
 PKGS    := yaml-0.1 jansson hwloc
-HDF5    := $(shell for p in hdf5-serial hdf5; do pkg-config --exists $$p && echo $$p && break; done)
+HDF5    := $(shell command -v pkg-config >/dev/null && for p in hdf5-serial hdf5; do \
+             pkg-config --exists $$p && echo $$p && break; done)
 GITREV  := $(shell git describe --always --dirty --abbrev=10 2>/dev/null || echo unknown)
 
 WARN    := -Wall -Wextra -Wpedantic -Werror
