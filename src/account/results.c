@@ -232,19 +232,6 @@ enum status results_put_attr(struct results_file *f, const char *key, const char
     return table_put_attr(f->file, key, value);
 }
 
-static enum status put_schema_version(struct results_file *f)
-{
-    int64_t version = RESULTS_SCHEMA_VERSION;
-    hid_t space = H5Screate(H5S_SCALAR);
-    hid_t attr = H5Acreate2(f->file, "schema_version", H5T_STD_I64LE, space, H5P_DEFAULT,
-                            H5P_DEFAULT);
-    herr_t rc = attr < 0 ? -1 : H5Awrite(attr, H5T_NATIVE_INT64, &version);
-    enum status st = rc < 0 ? table_hdf5_error("schema_version") : OK;
-    if (attr >= 0) H5Aclose(attr);
-    H5Sclose(space);
-    return st;
-}
-
 /* f's tables that are not in f->tables. */
 static void other_tables(struct results_file *f, struct table *out[6])
 {
@@ -288,7 +275,7 @@ enum status results_commit(struct results_file *f)
     if (f->next != f->shape.requests)
         st = error_set(ERR_BUG, "results: %lld of %lld requests were written",
                        (long long)f->next, (long long)f->shape.requests);
-    if (st == OK) st = put_schema_version(f);
+    if (st == OK) st = table_put_int_attr(f->file, "schema_version", RESULTS_SCHEMA_VERSION);
     if (st == OK) st = flush_all(f);
     release(f);
     if (st == OK && H5Fclose(f->file) < 0) st = table_hdf5_error(f->tmp);

@@ -184,22 +184,9 @@ enum status study_file_account(struct study_file *f, const struct account *a,
     return put(f, "/account/total", s->columns, s->n, &row, s->row_bytes, 1);
 }
 
-static enum status put_schema_version(struct study_file *f)
-{
-    int64_t version = RESULTS_SCHEMA_VERSION;
-    hid_t space = H5Screate(H5S_SCALAR);
-    hid_t attr = H5Acreate2(f->file, "schema_version", H5T_STD_I64LE, space, H5P_DEFAULT,
-                            H5P_DEFAULT);
-    herr_t rc = attr < 0 ? -1 : H5Awrite(attr, H5T_NATIVE_INT64, &version);
-    enum status st = rc < 0 ? table_hdf5_error("schema_version") : OK;
-    if (attr >= 0) H5Aclose(attr);
-    H5Sclose(space);
-    return st;
-}
-
 enum status study_file_commit(struct study_file *f)
 {
-    enum status st = put_schema_version(f);
+    enum status st = table_put_int_attr(f->file, "schema_version", RESULTS_SCHEMA_VERSION);
     if (st == OK) st = table_put_attr(f->file, "status", "complete");
     if (H5Fclose(f->file) < 0 && st == OK) st = table_hdf5_error(f->tmp);
     f->file = -1;

@@ -69,6 +69,17 @@ enum status table_put_attr(hid_t object, const char *key, const char *value)
     return st;
 }
 
+enum status table_put_int_attr(hid_t object, const char *key, int64_t value)
+{
+    hid_t space = H5Screate(H5S_SCALAR);
+    hid_t attr = H5Acreate2(object, key, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT);
+    herr_t rc = attr < 0 ? -1 : H5Awrite(attr, H5T_NATIVE_INT64, &value);
+    enum status st = rc < 0 ? table_hdf5_error(key) : OK;
+    if (attr >= 0) H5Aclose(attr);
+    H5Sclose(space);
+    return st;
+}
+
 /* units = {"column":"unit",...}; names and units are our own, nothing in them needs escaping. */
 static enum status put_units(hid_t set, const struct column *c, size_t n)
 {

@@ -49,6 +49,7 @@ void table_close(struct table *t);
 hid_t table_row_type(const struct column *columns, size_t n, size_t row_bytes);
 /* A text attribute of a file or dataset. */
 enum status table_put_attr(hid_t object, const char *key, const char *value);
+enum status table_put_int_attr(hid_t object, const char *key, int64_t value);
 
 /* Records "what: the HDF5 library's own reason" as a resource error. Call it before any other HDF5
  * function: each of those forgets the reason. */

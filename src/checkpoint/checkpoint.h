@@ -76,10 +76,6 @@ enum status tensor_read_f32(const struct tensor_view *view, size_t first, size_t
 enum status checkpoint_weight_rows_f32(const struct checkpoint_weight *w, int64_t first,
                                        int64_t rows, float *out);
 
-/* Hints: pages of the view will be read soon / are not needed any more by this process. */
-void checkpoint_prefetch(const struct tensor_view *view);
-void checkpoint_release(const struct tensor_view *view);
-
 /* Identity of the weights: config.json, all safetensors headers (files in name order), and a
  * 4 KiB sample from the middle of every tensor, in name order. Does not depend on the directory's
  * path. Reads about 4 KiB a tensor. */

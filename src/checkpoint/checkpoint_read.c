@@ -10,8 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 enum { BLOCK = 128, SAMPLE_BYTES = 4096, CONFIG_BYTES_MAX = 16 << 20 };
 
@@ -99,26 +97,6 @@ enum status checkpoint_weight_rows_f32(const struct checkpoint_weight *w, int64_
         }
     }
     return OK;
-}
-
-/* madvise wants whole pages: `grow` takes in the edge pages, else they are left alone. */
-static void advise(const struct tensor_view *v, int advice, bool grow)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)v->data, end = begin + v->bytes;
-    begin = (grow ? begin : begin + page - 1) & ~(page - 1);
-    if (!grow) end &= ~(page - 1);
-    if (end > begin) madvise((void *)begin, end - begin, advice);
-}
-
-void checkpoint_prefetch(const struct tensor_view *v)
-{
-    advise(v, MADV_WILLNEED, true);
-}
-
-void checkpoint_release(const struct tensor_view *v)
-{
-    advise(v, MADV_DONTNEED, false);
 }
 
 static int by_name(const void *a, const void *b)

@@ -128,11 +128,9 @@ struct kernels {
     const char *name;
 
     /* ---- gemm/ ---- */
-    /* Bytes of a packed matrix; packs `sources` stacked matrices of one k and type into dst.
-     * Packing rows [row0, row1) of the stack only (panels are gemm_pack_panel() rows; row0 a
-     * multiple of it) lets ranks of a node pack one matrix together. F32 destination accepts any
-     * source type (FP8 is dequantised exactly: value x scale in FP32); BF16 accepts BF16, F32
-     * (rounded). */
+    /* Bytes of a packed matrix; packs `sources` stacked matrices of one k and type into dst
+     * (ranks of a node share out whole matrices). F32 destination accepts any source type
+     * (FP8 is dequantised exactly: value x scale in FP32); BF16 accepts BF16, F32 (rounded). */
     size_t (*gemm_packed_bytes)(enum dtype type, const int *source_n, int sources, int k);
     enum status (*gemm_pack)(enum dtype type, const struct weight_src *src, int sources,
                              void *dst, struct wmat *out);

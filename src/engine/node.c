@@ -1,6 +1,8 @@
 /* node.c */
 #include "engine/node.h"
 
+#include "core/host_memory.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -38,7 +40,7 @@ static enum status make_region(const char *what, size_t bytes, int *fd)
     return error_set(ERR_RESOURCE,
                      "%s, shared by the ranks of a host, needs %.2f GiB; %.2f GiB are free (%s)",
                      what, (double)bytes / (1 << 30),
-                     (double)node_available_bytes() / (1 << 30), strerror(err));
+                     (double)host_memory_available() / (1 << 30), strerror(err));
 }
 
 enum status node_share(const struct node *n, const char *what, size_t bytes,
@@ -89,18 +91,6 @@ void node_free(struct node *n)
 {
     if (n->size) MPI_Comm_free(&n->comm);
     memset(n, 0, sizeof *n);
-}
-
-size_t node_available_bytes(void)
-{
-    FILE *f = fopen("/proc/meminfo", "r");
-    if (!f) return 0;
-    char line[128];
-    unsigned long kib = 0;
-    while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lu kB", &kib) == 1) break;
-    fclose(f);
-    return (size_t)kib * 1024;
 }
 
 enum status agree(MPI_Comm comm, enum status mine)

@@ -33,9 +33,6 @@ enum status node_share(const struct node *n, const char *what, size_t bytes,
                        struct node_region *out);
 void node_unshare(struct node_region *r);
 
-/* Memory that can still be allocated on this host, bytes (MemAvailable). */
-size_t node_available_bytes(void);
-
 /* Collective over comm: OK if every rank says OK. Otherwise every rank gets the status of the
  * lowest failing rank and its message, with rank and host added when it is not rank 0. */
 enum status agree(MPI_Comm comm, enum status mine);

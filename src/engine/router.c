@@ -258,11 +258,6 @@ enum status router_serve(struct router *r)
     return OK;
 }
 
-bool router_finished(const struct router *r)
-{
-    return r->stopped;
-}
-
 int router_stats_received(const struct router *r)
 {
     bool traced = r->s.trace_path[0];

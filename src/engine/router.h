@@ -42,8 +42,6 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
 /* Sends out what fits, keeps journal and progress going. Cheap when nothing has changed. */
 enum status router_serve(struct router *r);
 
-/* Every request has ended and the units were told to stop. */
-bool router_finished(const struct router *r);
 /* Writes the rest of the trace file; after all figures have arrived. */
 enum status router_close_trace(struct router *r);
 /* Ranks whose closing figures have arrived. */

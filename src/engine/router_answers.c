@@ -16,7 +16,6 @@ enum status router_account_for(struct router *r, const struct request_row *row)
     bool failed = row->status == REQUEST_FAILED;
     if (len > r->id_bytes) r->id_bytes = len;
     r->finished++;
-    if (failed) r->failed_requests++;
     progress_finished(&r->progress, failed);
     if (!r->responses) return OK;
     struct response resp = {

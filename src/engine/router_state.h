@@ -30,7 +30,7 @@ struct router {
     uint32_t *cached;       /* [n_prefill] */
     struct flight *flight;
     int flights, free_flight, in_flight;
-    int64_t count, next, finished, failed_requests;
+    int64_t count, next, finished;
     struct request pending; /* parsed, waits for room */
     bool have_pending, stopped, blocked;
     char *id;               /* [in flight][RESULTS_ID_MAX + 1] custom_ids */

@@ -1,5 +1,6 @@
 /* sizes.c - phase 3: how many KV pages, how large the buffers, and whether the host holds it all.
  */
+#include "core/host_memory.h"
 #include "core/log.h"
 #include "engine/memory.h"
 #include "engine/start.h"
@@ -31,7 +32,7 @@ static enum status measure(struct engine *e, struct rank_memory *n)
     int nodes = transport_topology(r->transport)->nodes;
     e->ep_params = memory_ep_params(&e->job, e->cfg, r->role, r->weights.experts_fp8, nodes);
     size_t page_bytes = memory_page_bytes(&e->job, e->cfg);
-    double share = 0.5 * (double)node_available_bytes() / e->node.size;
+    double share = 0.5 * (double)host_memory_available() / e->node.size;
     enum rank_role first = e->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
     e->pages[0] = choose_pages(e, first, page_bytes, share);
     e->pages[1] = e->job.mixed.present ? e->pages[0]
@@ -51,7 +52,7 @@ enum status start_sizes(struct engine *e)
     MPI_Allreduce(MPI_IN_PLACE, e->pages, 2, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
     MPI_Allreduce(&n, &sum, 5, MPI_DOUBLE, MPI_SUM, e->node.comm);
     double all = sum.shared + sum.experts + sum.kv + sum.buffers + sum.ep;
-    double have = (double)node_available_bytes();
+    double have = (double)host_memory_available();
     enum status st = OK;
     if (have > 0 && all > have)
         st = error_set(ERR_RESOURCE,

@@ -1,6 +1,7 @@
 /* transport.c - topology, windows, and the choice between shared memory and the link. */
 #include "transport/transport.h"
 
+#include "core/host_memory.h"
 #include "core/log.h"
 #include "transport/internal.h"
 
@@ -159,20 +160,10 @@ const char *transport_name(const struct transport *t)
 
 /* ---- windows ---- */
 
-static double memory_available(void)
-{
-    double kib = -1;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && kib < 0 && fgets(line, sizeof line, f)) sscanf(line, "MemAvailable: %lf", &kib);
-    if (f) fclose(f);
-    return kib < 0 ? 1e300 : kib * 1024.0;
-}
-
 static enum status window_map(struct transport *t, struct window *w)
 {
-    double need = (double)w->stride * t->topo.host_ranks, have = memory_available();
-    if (agree(t->host_comm, need <= have ? OK : ERR_RESOURCE) != OK) {
+    double need = (double)w->stride * t->topo.host_ranks, have = (double)host_memory_available();
+    if (agree(t->host_comm, have == 0 || need <= have ? OK : ERR_RESOURCE) != OK) {
         error_clear();
         return error_set(ERR_RESOURCE,
                          "the all-to-all buffers of %d ranks on this host need %.1f MiB (%.1f MiB "
