@@ -179,6 +179,67 @@ enum status study_day_run(struct study_plant *p, const struct exchange *ex, doub
     return study_published(p, d);
 }
 
+static void all_hours(const int64_t *hist, int hours, double out_s[3])
+{
+    static const double q[] = {0.5, 0.9, 0.99};
+    int64_t sum[SIM_HIST] = {0};
+    for (int h = 0; h < hours; h++)
+        for (int b = 0; b < SIM_HIST; b++) sum[b] += hist[h * SIM_HIST + b];
+    for (int i = 0; i < 3; i++) out_s[i] = sim_hist_quantile(sum, q[i]) / SIM_TICKS_PER_S;
+}
+
+void study_day_total(const struct study_plant *p, const struct study_day *d,
+                     struct study_day_totals *t)
+{
+    const struct account *a = &d->account;
+    double seconds = 60.0 * d->sim.minutes, running = 0, units = 0, gpus;
+    struct study_period_row all = period(p, &d->sim, 0, d->sim.minutes);
+    for (int m = 0; m < d->sim.minutes; m++) {
+        running += (double)d->sim.minute[m].n[SIM_DECODE_RUNNING];
+        units += d->sim.minute[m].decode_units;
+    }
+    gpus = d->prefill_node_s * over(unit_gpus(p->prefill), unit_nodes(p->prefill)) +
+           d->decode_node_s * over(unit_gpus(p->decode), unit_nodes(p->decode));
+    *t = (struct study_day_totals){
+        .seconds = seconds,
+        .requests = (double)d->sim.total[SIM_ARRIVALS],
+        .finished = (double)d->sim.total[SIM_FINISHED],
+        .hit_tokens = a->hit_tokens,
+        .miss_tokens = a->miss_tokens,
+        .output_tokens = a->output_tokens,
+        .tokens_per_s_request = d->output_speed,
+        .tokens_per_s_gpu = over(a->output_tokens, gpus),
+        .batch = over(running, units * unit_gpus(p->decode)),
+        .prefill_utilisation = all.prefill_utilisation,
+        .decode_utilisation = all.decode_utilisation,
+        .nodes_mean = (d->prefill_node_s + d->decode_node_s) / seconds,
+        .nodes_peak = d->peak_nodes,
+        .node_hours = (d->prefill_node_s + d->decode_node_s) / 3600,
+        .cost_usd = a->cost_usd,
+        .revenue_usd = a->revenue_usd,
+        .profit_usd = a->profit_usd,
+        .margin_on_cost = a->margin_on_cost,
+        .usd_per_m_output = a->usd_cost_per_m_output,
+        .ttft_missed_minutes = d->slo_ttft_missed_minutes,
+        .tpot_missed_minutes = d->slo_tpot_missed_minutes,
+        .minutes = d->sim.minutes,
+    };
+    all_hours(d->sim.ttft_hist, d->sim.hours, t->ttft_s);
+    all_hours(d->sim.tpot_hist, d->sim.hours, t->tpot_s);
+}
+
+enum status study_day_point(struct study_plant *p, struct study_day_totals *t)
+{
+    struct exchange alone = exchange_serial();
+    struct study_day d;
+    memset(t, 0, sizeof *t);
+    TRY(study_plant_days(p));
+    enum status st = study_day_run(p, &alone, 0, &d);
+    if (st == OK) study_day_total(p, &d, t);
+    study_day_free(&d);
+    return st;
+}
+
 void study_day_free(struct study_day *d)
 {
     sim_result_free(&d->sim);

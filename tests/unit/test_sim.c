@@ -8,6 +8,7 @@
 
 #include "balance/decode_balance.h"
 #include "cluster/sim.h"
+#include "cluster/study_day.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -226,13 +227,37 @@ static void histogram(void **state)
     assert_true(isnan(sim_hist_quantile(hist, 0.5)));
 }
 
+/* A sweep's point is the day that `study` runs: the money adds up, and what arrives leaves. */
+static void a_point_is_a_day(void **state)
+{
+    (void)state;
+    const char *const set[] = {"published=null", "workload.hours=0.2", "workload.requests=1e5",
+                               "workload.warmup_s=300", "prefill.units=2", "decode.units=2",
+                               "nodes.mode=fixed"};
+    struct study s;
+    struct study_plant *p = calloc(1, sizeof *p);
+    struct study_day_totals t;
+    assert_non_null(p);
+    assert_int_equal(study_read("inputs/studies/deepseek_day.yaml", 7, set, &s, NULL), OK);
+    assert_int_equal(study_plant_build(&s, p), OK);
+    assert_int_equal(study_day_point(p, &t), OK);
+    printf("requests %.0f, TPOT p50 %.4f s, batch %.1f, $ %.2f\n", t.requests, t.tpot_s[0], t.batch,
+           t.cost_usd);
+    assert_true(fabs(t.cost_usd - 44 * 8 * 2.0 * 0.2) < 1e-6);
+    assert_true(fabs(t.requests / 1e5 - 1) < 0.02 && fabs(t.finished / t.requests - 1) < 0.1);
+    assert_true(fabs(t.tokens_per_s_request * t.tpot_s[0] - 1) < 0.1);
+    assert_true(t.batch > 1 && t.ttft_s[0] < t.ttft_s[2] && t.minutes == 12);
+    study_plant_free(p);
+    free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steady_state), cmocka_unit_test(same_seed_same_bits),
         cmocka_unit_test(small_cache_forgets), cmocka_unit_test(admission_bounds_pages),
         cmocka_unit_test(moved_requests_are_kept), cmocka_unit_test(speculation_keeps_the_tokens),
-        cmocka_unit_test(histogram),
+        cmocka_unit_test(histogram), cmocka_unit_test(a_point_is_a_day),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
