@@ -1,5 +1,5 @@
-/* hash.c - multiply-fold hashing over 8-byte words; CRC-32C a nibble at a time (small table, no
- * start-up work; records are short).
+/* hash.c - multiply-fold hashing over 8-byte words; CRC-32C by the processor's instruction where
+ * there is one.
  */
 #include "core/hash.h"
 
@@ -39,18 +39,42 @@ struct hash128 hash128(const void *data, size_t bytes, struct hash128 seed)
     return h;
 }
 
-uint32_t crc32c(uint32_t crc, const void *data, size_t bytes)
+/* A nibble at a time: small table, no start-up work. Both work on the inverted value. */
+static uint32_t crc_portable(uint32_t crc, const uint8_t *p, size_t bytes)
 {
     static const uint32_t nibble[16] = {
         0x00000000u, 0x105ec76fu, 0x20bd8edeu, 0x30e349b1u, 0x417b1dbcu, 0x5125dad3u,
         0x61c69362u, 0x7198540du, 0x82f63b78u, 0x92a8fc17u, 0xa24bb5a6u, 0xb21572c9u,
         0xc38d26c4u, 0xd3d3e1abu, 0xe330a81au, 0xf36e6f75u};
-    const uint8_t *p = data;
-    crc = ~crc;
     for (size_t i = 0; i < bytes; i++) {
         crc ^= p[i];
         crc = (crc >> 4) ^ nibble[crc & 15u];
         crc = (crc >> 4) ^ nibble[crc & 15u];
     }
-    return ~crc;
+    return crc;
+}
+
+#ifdef __x86_64__
+/* One instruction for eight bytes, every three cycles: faster than any disk. */
+__attribute__((target("sse4.2"))) static uint32_t crc_sse42(uint32_t crc, const uint8_t *p,
+                                                            size_t bytes)
+{
+    uint64_t wide = crc;
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        wide = __builtin_ia32_crc32di(wide, word);
+    }
+    crc = (uint32_t)wide;
+    for (; bytes; bytes--, p++) crc = __builtin_ia32_crc32qi(crc, *p);
+    return crc;
+}
+#endif
+
+uint32_t crc32c(uint32_t crc, const void *data, size_t bytes)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("sse4.2")) return ~crc_sse42(~crc, data, bytes);
+#endif
+    return ~crc_portable(~crc, data, bytes);
 }

@@ -56,6 +56,22 @@ static void test_crc_and_hash(void **state)
     assert_true(a.lo != b.lo && a.hi != b.hi && a.lo != c.lo && a.hi != c.hi);
 }
 
+/* Bit by bit from the polynomial, beside whatever instructions the program uses. */
+static void test_crc_any_length(void **state)
+{
+    (void)state;
+    uint8_t data[67];
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (uint8_t)(i * 37 + 11);
+    uint32_t want = ~0u;
+    for (size_t n = 1; n <= sizeof data; n++) {
+        want ^= data[n - 1];
+        for (int bit = 0; bit < 8; bit++) want = want >> 1 ^ (want & 1 ? 0x82f63b78u : 0);
+        assert_int_equal(crc32c(0, data, n), ~want);
+        for (size_t cut = 0; cut <= n; cut++)
+            assert_int_equal(crc32c(crc32c(0, data, cut), data + cut, n - cut), ~want);
+    }
+}
+
 static void test_rng_moments(void **state)
 {
     (void)state;
@@ -76,6 +92,7 @@ int main(void)
         cmocka_unit_test(test_e4m3),
         cmocka_unit_test(test_f16_bf16),
         cmocka_unit_test(test_crc_and_hash),
+        cmocka_unit_test(test_crc_any_length),
         cmocka_unit_test(test_rng_moments),
     };
     return cmocka_run_group_tests(tests, 0, 0);
