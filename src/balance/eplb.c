@@ -7,6 +7,7 @@
 #include "balance/eplb.h"
 
 #include "balance/eplb_repair.h"
+#include "config/expert_slots.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -35,19 +36,6 @@ struct eplb_work {
 static int imax(int a, int b)
 {
     return a > b ? a : b;
-}
-
-bool eplb_legal(int experts, int redundant, int ep)
-{
-    return ep >= 1 && redundant >= 0 && (experts + redundant) % ep == 0 &&
-           redundant <= (int64_t)experts * (ep - 1);
-}
-
-int eplb_redundant_auto(int experts, int ep)
-{
-    if (ep <= 1) return 0;
-    int wanted = experts / 8 < 32 ? experts / 8 : 32;
-    return wanted + (ep - (experts + wanted) % ep) % ep;
 }
 
 /* Indices 0..n-1 by falling load, equal loads by rising index (merge sort: stable). */
@@ -213,7 +201,7 @@ static enum status check_shape(const struct eplb_shape *s)
                          "a multiple of ep %d: set redundant_experts to %d%s",
                          s->experts, redundant, s->slots, s->ranks, more, fewer);
     }
-    if (!eplb_legal(s->experts, redundant, s->ranks))
+    if (!expert_slots_legal(s->experts, redundant, s->ranks))
         return error_set(ERR_INPUT, "expert placement: %d redundant experts on %d ranks would put "
                          "an expert twice on one rank: at most %d can be redundant",
                          redundant, s->ranks, s->experts * (s->ranks - 1));
@@ -255,8 +243,8 @@ static enum status index_replicas(struct placement *p, const int32_t *slot_repli
 static bool shape_is_hierarchical(const struct eplb_shape *s)
 {
     return s->groups % s->nodes == 0 && s->ranks % s->nodes == 0 && s->experts % s->groups == 0 &&
-           eplb_legal(s->experts / s->nodes, (s->slots - s->experts) / s->nodes,
-                      s->ranks / s->nodes);
+           expert_slots_legal(s->experts / s->nodes, (s->slots - s->experts) / s->nodes,
+                              s->ranks / s->nodes);
 }
 
 enum status eplb_place(const struct eplb_shape *shape, const float *load, struct placement *out)

@@ -63,12 +63,4 @@ static inline const int32_t *placement_replicas(const struct placement *p, int l
  * replicas. load: [experts] of that layer; NULL = uniform. 1 when all loads are zero. */
 double placement_imbalance(const struct placement *p, int layer, const float *load);
 
-/* redundant_experts: auto: 0 at ep 1, else the smallest r >= min(32, experts / 8) with
- * (experts + r) mod ep = 0 (0 counts as legal when experts / 8 is 0). */
-int eplb_redundant_auto(int experts, int ep);
-
-/* True when ep ranks can hold the slots: (experts + redundant) mod ep = 0 and
- * redundant <= experts * (ep - 1). */
-bool eplb_legal(int experts, int redundant, int ep);
-
 #endif

@@ -2,6 +2,7 @@
 #include "cluster/unit_model.h"
 
 #include "balance/eplb.h"
+#include "config/expert_slots.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -57,28 +58,18 @@ static enum status resolve_nodes(const struct hardware *hw, struct unit_config *
     return OK;
 }
 
-/* Legal sizes near the wanted one, for the message. */
-static void legal_sizes(int slots, int ep, int *below, int *above)
-{
-    *below = *above = 0;
-    for (int e = ep; e >= 1 && !*below; e--)
-        if (slots % e == 0) *below = e;
-    for (int e = ep; e <= slots && !*above; e++)
-        if (slots % e == 0) *above = e;
-}
-
 static enum status resolve_slots(struct unit_speed *u)
 {
     struct unit_config *c = &u->cfg;
     int experts = u->model.experts;
-    if (c->redundant_experts < 0) c->redundant_experts = eplb_redundant_auto(experts, c->ep);
+    if (c->redundant_experts < 0) c->redundant_experts = expert_slots_auto(experts, c->ep);
     int slots = experts + c->redundant_experts, below, above;
-    if (!eplb_legal(experts, c->redundant_experts, c->ep)) {
-        legal_sizes(slots, c->ep, &below, &above);
+    if (!expert_slots_legal(experts, c->redundant_experts, c->ep)) {
+        expert_slots_nearest(slots, c->ep, &below, &above);
         return error_set(ERR_INPUT, "ep %d cannot hold %d experts + %d redundant = %d slots "
                          "evenly: take ep %d%s%.0d, or %d redundant experts", c->ep, experts,
                          c->redundant_experts, slots, below, above ? " or " : "", above,
-                         eplb_redundant_auto(experts, c->ep));
+                         expert_slots_auto(experts, c->ep));
     }
     u->slots_per_gpu = slots / c->ep;
     return OK;

@@ -41,7 +41,7 @@ struct unit_config {
     enum unit_combine combine;
     int ep;                /* GPUs of the unit */
     int nodes;             /* 0: ep / gpus of a node, at least 1 */
-    int redundant_experts; /* -1: eplb_redundant_auto */
+    int redundant_experts; /* -1: expert_slots_auto */
     int micro_batches;     /* 1 or 2 */
     bool overlap;
     bool mtp;              /* decode: one speculated token a step and request */

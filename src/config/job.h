@@ -104,11 +104,6 @@ enum status job_resolve(struct job *job, const struct job_facts *facts);
 /* Ranks that the units ask for; 0 while an ep is still auto. */
 int job_ranks(const struct job *job);
 
-/* The smallest legal redundant_experts for auto, and whether a given number is legal:
- * (experts + redundant) mod ep = 0 and no more replicas of an expert than ranks. */
-int job_auto_redundant(int experts, int ep);
-bool job_ep_legal(int experts, int redundant, int ep);
-
 /* Writes the job as YAML that job_read reads back to the same struct. docs: each key with a
  * comment. */
 void job_dump(const struct job *job, bool docs, FILE *out);

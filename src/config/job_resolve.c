@@ -3,6 +3,8 @@
  * the facts. */
 #include "config/job.h"
 
+#include "config/expert_slots.h"
+
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,20 +34,6 @@ int job_ranks(const struct job *job)
     return sum > INT32_MAX ? INT32_MAX : (int)sum;
 }
 
-bool job_ep_legal(int experts, int redundant, int ep)
-{
-    return ep > 0 && (experts + redundant) % ep == 0 && /* the same slots on every rank */
-           redundant <= (int64_t)experts * (ep - 1);    /* at most one replica a rank */
-}
-
-int job_auto_redundant(int experts, int ep)
-{
-    if (ep <= 1 || experts == 0) return 0;
-    int wanted = experts / 8 < 32 ? experts / 8 : 32;
-    int slots = (experts + wanted + ep - 1) / ep * ep;
-    return slots - experts;
-}
-
 /* The units that a message calls by name. */
 struct named_role {
     const char *name;
@@ -70,7 +58,7 @@ static enum status check_slots(const struct named_role *r, const struct job_fact
 {
     const struct job_role *role = r->role;
     int experts = facts->experts, redundant = role->redundant_experts;
-    if (job_ep_legal(experts, redundant, role->ep)) return OK;
+    if (expert_slots_legal(experts, redundant, role->ep)) return OK;
     int slots = experts + redundant;
     if (experts == 0)
         return error_set(ERR_INPUT,
@@ -83,22 +71,14 @@ static enum status check_slots(const struct named_role *r, const struct job_fact
                          "no rank holds an expert twice: lower it, or set it to auto (%d)",
                          r->name, redundant, experts, role->ep, role->ep > 1 ? "s" : "",
                          (long long)experts * (role->ep - 1),
-                         job_auto_redundant(experts, role->ep));
-    char legal[TEXT_BYTES] = "";
-    for (int ep = 1; ep <= slots; ep++) {
-        if (slots % ep) continue;
-        if (strlen(legal) > TEXT_BYTES - 64) {
-            append(legal, " ...");
-            break;
-        }
-        append(legal, " %d", ep);
-    }
+                         expert_slots_auto(experts, role->ep));
+    char legal[TEXT_BYTES];
+    expert_slots_list(experts, redundant, legal, sizeof legal);
     return error_set(ERR_INPUT,
                      "%s.ep %d: %d experts + %d redundant = %d slots do not divide by %d: legal "
-                     "sizes are%s%s; or set %s.redundant_experts to %d",
-                     r->name, role->ep, experts, redundant, slots, role->ep, legal,
-                     redundant ? " (1 without redundant experts)" : "", r->name,
-                     job_auto_redundant(experts, role->ep));
+                     "sizes are %s; or set %s.redundant_experts to %d",
+                     r->name, role->ep, experts, redundant, slots, role->ep, legal, r->name,
+                     expert_slots_auto(experts, role->ep));
 }
 
 /* The ep that makes role `at` fill `ranks` exactly, given the others; 0 if there is none. */
@@ -114,7 +94,7 @@ static int fitting_ep(const struct named_role *roles, int n, int at, int ranks)
 static bool ep_is_legal_for(const struct job_role *role, const struct job_facts *facts, int ep)
 {
     return role->redundant_experts == JOB_AUTO ||
-           job_ep_legal(facts->experts, role->redundant_experts, ep);
+           expert_slots_legal(facts->experts, role->redundant_experts, ep);
 }
 
 /* "prefill 1 x 32 + decode 1 x 144 = 176 ranks, but mpirun started 100: ..." */
@@ -213,7 +193,7 @@ enum status job_resolve(struct job *job, const struct job_facts *facts)
     for (int i = 0; i < n; i++) {
         struct job_role *role = roles[i].role;
         if (role->redundant_experts == JOB_AUTO)
-            role->redundant_experts = job_auto_redundant(facts->experts, role->ep);
+            role->redundant_experts = expert_slots_auto(facts->experts, role->ep);
         TRY(check_slots(&roles[i], facts));
     }
     resolve_sizes(job, facts);

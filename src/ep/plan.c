@@ -1,6 +1,8 @@
 /* plan.c - see plan.h. */
 #include "ep/plan.h"
 
+#include "config/expert_slots.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,15 +33,14 @@ static enum status check_size(const char *name, int value, int least)
 
 static enum status check_ranks(const struct ep_params *p)
 {
-    int below = p->ep_size, above = p->ep_size;
+    int below, above;
     if (p->slots % p->ep_size == 0) return OK;
-    while (below > 1 && p->slots % below != 0) below--;
-    while (above < p->slots && p->slots % above != 0) above++;
+    expert_slots_nearest(p->slots, p->ep_size, &below, &above);
     return error_set(ERR_INPUT,
                      "ep size %d does not divide %d slots (%d experts + %d redundant): use %d or "
                      "%d ranks, or other redundant_experts",
                      p->ep_size, p->slots, p->experts, p->slots - p->experts, below,
-                     p->ep_size > p->slots ? p->slots : above);
+                     above ? above : p->slots);
 }
 
 enum status ep_params_check(struct ep_params *p)

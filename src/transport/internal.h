@@ -8,12 +8,7 @@
 
 enum { TRANSPORT_MAX_WINDOWS = 8, TRANSPORT_MAX_HOOKS = 8, CACHE_LINE = 64 };
 
-/* ---- shm.c: memory shared by processes of one host ---- */
-
-/* Collective over comm, whose processes share a host: maps `bytes` zeroed bytes into each. The
- * memory has no name, so nothing can be left behind whichever way a process ends. */
-enum status shm_map(MPI_Comm comm, size_t bytes, void **base);
-void shm_unmap(void *base, size_t bytes);
+/* ---- shm.c: doorbells in memory shared by processes of one host ---- */
 
 /* What wakes a sleeping rank: one of its signals reaching a value, or any rings. */
 struct watch {

@@ -1,9 +1,9 @@
-/* shm.c - unnamed shared memory and doorbells for the processes of one host.
- *
- * The first process makes a memfd and the others open it through /proc/PID/fd. Unlike a file in
- * /dev/shm it needs no name, no clean-up after a crash, and is not bound by the 64 MB that
- * containers give /dev/shm.
+/* shm.c - unnamed shared memory (a memfd of the first process) and doorbells for the processes of
+ * one host.
  */
+#include "transport/shm.h"
+
+#include "core/host_memory.h"
 #include "transport/internal.h"
 
 #include <errno.h>
@@ -17,52 +17,68 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The first process offers (pid, fd); all map; true if this process could. */
-static int map_offered(int rank, const int offer[2], int own_fd, size_t bytes, void **base)
+/* What the first process tells the others. */
+struct offer {
+    int pid, fd, error; /* fd < 0: there is none, for this errno */
+    unsigned long long bytes;
+};
+
+static void make_offer(bool reserve, struct offer *o)
 {
-    int fd = own_fd;
-    if (offer[1] < 0) return 0;
-    if (rank != 0) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/%d/fd/%d", offer[0], offer[1]);
-        fd = open(path, O_RDWR | O_CLOEXEC);
-        if (fd < 0) return 0;
-    }
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    int err = errno;
-    if (rank != 0) close(fd);
-    errno = err;
-    if (p == MAP_FAILED) return 0;
-    *base = p;
-    return 1;
+    o->pid = (int)getpid();
+    o->fd = memfd_create("moebatch", MFD_CLOEXEC);
+    o->error = o->fd < 0 || ftruncate(o->fd, (off_t)o->bytes) ? errno
+               : reserve ? posix_fallocate(o->fd, 0, (off_t)o->bytes)
+                         : 0;
+    if (o->error == 0) return;
+    if (o->fd >= 0) close(o->fd);
+    o->fd = -1;
 }
 
-enum status shm_map(MPI_Comm comm, size_t bytes, void **base)
+/* Others open the first one's descriptor through /proc/PID/fd. */
+static enum status map_offered(const struct offer *o, const char *what, bool own, void **base)
 {
-    int rank, ok = 0, all = 0, fd = -1, err = 0;
+    char path[64];
+    int fd = o->fd;
+    double gib = (double)o->bytes / (1 << 30);
+    if (fd < 0)
+        return error_set(ERR_RESOURCE,
+                         "%s, shared by the ranks of a host, needs %.2f GiB; %.2f GiB are free (%s)",
+                         what, gib, (double)host_memory_available() / (1 << 30),
+                         strerror(o->error));
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", o->pid, o->fd);
+    if (!own && (fd = open(path, O_RDWR | O_CLOEXEC)) < 0)
+        return error_set(ERR_RESOURCE,
+                         "cannot open %s, %s (%.2f GiB) that process %d shares: %s; the processes of "
+                         "a host must run as one user and see each other in /proc", path, what, gib,
+                         o->pid, strerror(errno));
+    void *p = mmap(NULL, o->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    int error = errno;
+    if (!own) close(fd);
+    if (p == MAP_FAILED)
+        return error_set(ERR_RESOURCE, "cannot map %s (%.2f GiB): %s", what, gib, strerror(error));
+    *base = p;
+    return OK;
+}
+
+enum status shm_map(MPI_Comm comm, const char *what, bool reserve, size_t *bytes, void **base)
+{
+    int rank = 0;
+    struct offer o = {.bytes = *bytes ? *bytes : 1};
     MPI_Comm_rank(comm, &rank);
-    if (rank == 0) {
-        fd = memfd_create("moebatch", MFD_CLOEXEC);
-        if (fd >= 0 && ftruncate(fd, (off_t)bytes) != 0) {
-            err = errno;
-            close(fd);
-            fd = -1;
-        }
-    }
-    int offer[2] = {(int)getpid(), fd};
-    MPI_Bcast(offer, 2, MPI_INT, 0, comm);
-    ok = map_offered(rank, offer, fd, bytes, base);
-    if (!ok && !err) err = errno;
-    /* The offered descriptor must stay open until everybody has opened it. */
-    MPI_Allreduce(&ok, &all, 1, MPI_INT, MPI_MIN, comm);
-    if (fd >= 0) close(fd);
-    if (all) return OK;
-    if (ok) munmap(*base, bytes);
+    if (rank == 0) make_offer(reserve, &o);
+    MPI_Bcast(&o, (int)sizeof o, MPI_BYTE, 0, comm);
     *base = NULL;
-    return error_set(ERR_RESOURCE,
-                     "cannot share %.1f MiB between the processes of this host (%s): they must "
-                     "run as one user and see each other in /proc",
-                     (double)bytes / 1048576.0, err ? strerror(err) : "another rank failed");
+    *bytes = (size_t)o.bytes;
+    enum status st = map_offered(&o, what, rank == 0, base);
+    /* The offered descriptor must stay open until everybody has opened it. */
+    int ok = st == OK, all = 0;
+    MPI_Allreduce(&ok, &all, 1, MPI_INT, MPI_MIN, comm);
+    if (rank == 0 && o.fd >= 0) close(o.fd);
+    if (all) return OK;
+    shm_unmap(*base, *bytes);
+    *base = NULL;
+    return st != OK ? st : error_set(ERR_RESOURCE, "another rank of this host cannot map %s", what);
 }
 
 void shm_unmap(void *base, size_t bytes)

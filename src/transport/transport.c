@@ -4,6 +4,7 @@
 #include "core/host_memory.h"
 #include "core/log.h"
 #include "transport/internal.h"
+#include "transport/shm.h"
 
 #include <sched.h>
 #include <stdio.h>
@@ -96,7 +97,7 @@ static enum status map_control(struct transport *t, const int *host)
     t->bell = calloc((size_t)t->topo.ranks, sizeof *t->bell);
     if (!t->bell) return error_set(ERR_RESOURCE, "out of memory for doorbells");
     void *base = NULL;
-    TRY(shm_map(t->host_comm, t->control_bytes, &base));
+    TRY(shm_map(t->host_comm, "doorbells", false, &t->control_bytes, &base));
     t->control = base;
     for (int r = 0, i = 0; r < t->topo.ranks; r++)
         if (host[r] == host[t->topo.rank]) t->bell[r] = &t->control->bell[i++];
@@ -173,6 +174,7 @@ static enum status window_map(struct transport *t, struct window *w)
                          (double)w->stride / 1048576.0, have / 1048576.0);
     }
     int size = t->topo.node_size[t->topo.node];
+    size_t bytes = w->stride * (size_t)size;
     void *base = NULL;
     if (size == 1) {
         base = mmap(NULL, w->stride, PROT_READ | PROT_WRITE,
@@ -180,7 +182,7 @@ static enum status window_map(struct transport *t, struct window *w)
         if (base == MAP_FAILED)
             return error_set(ERR_RESOURCE, "cannot map %zu bytes of buffers", w->stride);
     } else {
-        TRY(shm_map(t->node_comm, w->stride * (size_t)size, &base));
+        TRY(shm_map(t->node_comm, "the all-to-all buffers", false, &bytes, &base));
     }
     w->base = base;
     w->mine = t->topo.rank;

@@ -1,4 +1,4 @@
-/* links: core device gemm moe transport ep */
+/* links: core config device gemm moe transport ep */
 /* ranks: 1 2 4 8 */
 /* test_ep.c - every row that DISPATCH delivers and every value that COMBINE returns, compared
  * with a plain computation from the global routing, which every rank can make by itself.

@@ -1,4 +1,4 @@
-/* links: core checkpoint device gemm attention moe transport ep schedule balance kvcache model */
+/* links: core config checkpoint device gemm attention moe transport ep schedule balance kvcache model */
 /* ranks: 1 */
 /* test_model.c - the layer stack against transformers' float32 values (tests/golden): logits after
  * prefill and after decode, greedy tokens, on every instruction set of this host.

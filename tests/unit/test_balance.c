@@ -1,4 +1,4 @@
-/* links: core balance */
+/* links: core config balance */
 /* test_balance.c - replica choice, prefill and decode balancers: fairness, locality, bounds on
  * random loads, determinism, books that close. Alone: make unit-balance.
  */

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "config/expert_slots.h"
 #include "config/job.h"
 
 #include <stdio.h>
@@ -74,17 +75,17 @@ static void test_288_slots(void **state)
     for (int ep = 1; ep <= 300; ep++) {
         bool expected = k < sizeof legal / sizeof *legal && legal[k] == ep;
         k += expected;
-        assert_int_equal(job_ep_legal(256, 32, ep), expected);
+        assert_int_equal(expert_slots_legal(256, 32, ep), expected);
     }
-    assert_true(job_ep_legal(256, 0, 1));
-    assert_false(job_ep_legal(4, 13, 1));
+    assert_true(expert_slots_legal(256, 0, 1));
+    assert_false(expert_slots_legal(4, 13, 1));
     for (int experts = 1; experts <= 300; experts++) /* auto is legal, and the smallest */
         for (int ep = 1; ep <= 200; ep++) {
-            int r = job_auto_redundant(experts, ep);
+            int r = expert_slots_auto(experts, ep);
             int least = ep == 1 ? 0 : experts / 8 < 32 ? experts / 8 : 32;
-            assert_true(r >= least && job_ep_legal(experts, r, ep));
+            assert_true(r >= least && expert_slots_legal(experts, r, ep));
             for (int less = least; less < r; less++)
-                assert_false(job_ep_legal(experts, less, ep));
+                assert_false(expert_slots_legal(experts, less, ep));
         }
 }
 
@@ -105,7 +106,7 @@ static void test_refusals(void **state)
         {"prefill.ep=32 decode.ep=144", 1, 256, ERR_RESOURCE, "started 1: use mpirun -np 176"},
         {"prefill.ep=4 decode.ep=10 decode.redundant_experts=32", 14, 256, ERR_INPUT,
          "decode.ep 10: 256 experts + 32 redundant = 288 slots do not divide by 10: legal sizes "
-         "are 1 2 3 4 6 8 9 12 16 18 24 32 36 48 72 96 144 288 (1 without redundant experts); or "
+         "are 2 3 4 6 8 9 12 16 18 24 32 36 48 72 96 144 288; or "
          "set decode.redundant_experts to 34"},
         {"mixed.ep=1 mixed.redundant_experts=32", 1, 256, ERR_INPUT,
          "mixed.redundant_experts 32: 256 experts on 1 rank have room for 0, as no rank holds an "

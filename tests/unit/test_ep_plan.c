@@ -1,4 +1,4 @@
-/* links: core device gemm moe transport ep */
+/* links: core config device gemm moe transport ep */
 /* test_ep_plan.c - the arithmetic of expert parallelism against brute force: slots of experts,
  * replica choice, row indices, rounds, sizes, and the messages for sizes that do not fit.
  *

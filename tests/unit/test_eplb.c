@@ -1,4 +1,4 @@
-/* links: core balance */
+/* links: core config balance */
 /* test_eplb.c - the published algorithm's results (its README example literally, others by
  * checksum), and what holds for any load: every expert placed, no rank holds one twice, groups
  * stay on nodes, the balance is good. Alone: make unit-eplb.
@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "balance/eplb.h"
+#include "config/expert_slots.h"
 #include "core/hash.h"
 #include "core/rng.h"
 
@@ -165,7 +166,7 @@ static void test_random(void **state)
         struct placement p, again;
         error_clear();
         enum status st = eplb_place(&s, load, &p);
-        bool legal = eplb_legal(s.experts, s.slots - s.experts, s.ranks);
+        bool legal = expert_slots_legal(s.experts, s.slots - s.experts, s.ranks);
         assert_int_equal(st, legal ? OK : ERR_INPUT);
         if (!legal) continue;
         check_placement(&p);
@@ -224,18 +225,18 @@ static void test_quality(void **state)
 static void test_sizes_and_errors(void **state)
 {
     (void)state;
-    assert_int_equal(eplb_redundant_auto(256, 1), 0);
-    assert_int_equal(eplb_redundant_auto(256, 8), 32);
-    assert_int_equal(eplb_redundant_auto(256, 32), 32);
-    assert_int_equal(eplb_redundant_auto(256, 144), 32);
-    assert_int_equal(eplb_redundant_auto(256, 5), 34);
-    assert_int_equal(eplb_redundant_auto(64, 8), 8);
-    assert_int_equal(eplb_redundant_auto(4, 2), 0);
+    assert_int_equal(expert_slots_auto(256, 1), 0);
+    assert_int_equal(expert_slots_auto(256, 8), 32);
+    assert_int_equal(expert_slots_auto(256, 32), 32);
+    assert_int_equal(expert_slots_auto(256, 144), 32);
+    assert_int_equal(expert_slots_auto(256, 5), 34);
+    assert_int_equal(expert_slots_auto(64, 8), 8);
+    assert_int_equal(expert_slots_auto(4, 2), 0);
     static const int legal[] = {2,  3,  4,  6,  8,  9,  12, 16, 18,
                                 24, 32, 36, 48, 72, 96, 144, 288};
     int n = 0;
     for (int ep = 2; ep <= 300; ep++)
-        if (eplb_legal(256, 32, ep)) assert_int_equal(ep, legal[n++]);
+        if (expert_slots_legal(256, 32, ep)) assert_int_equal(ep, legal[n++]);
     assert_int_equal(n, 17);
 
     struct placement p;

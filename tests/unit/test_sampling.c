@@ -1,4 +1,4 @@
-/* links: core checkpoint device gemm attention moe schedule balance model transport ep */
+/* links: core config checkpoint device gemm attention moe schedule balance model transport ep */
 /* test_sampling.c - the next token: greedy ties, top-k, top-p, temperature against the exact
  * distribution, dependence on (seed, position) alone, log-probabilities.
  */
