@@ -1,5 +1,5 @@
 /* trace.c - the JSON array form of the trace event format, streamed: one "X" event an op, two
- * metadata events a track. Times in microseconds.
+ * metadata events a track and a rank. Times in microseconds.
  */
 #include "schedule/trace.h"
 
@@ -45,9 +45,18 @@ static void trace_string(FILE *f, const char *text)
     fputc('"', f);
 }
 
-static int trace_tid(int mb, int lane)
+/* A track's place among its rank's. */
+static int trace_order(int mb, int lane)
 {
     return mb * OP_LANES + lane;
+}
+
+/* A track's id: of this rank alone, and never a pid of the file. Perfetto takes tid 0 for the
+ * process's own thread, the one with tid = pid: with small ids, tracks of ranks 1 to 3 fell
+ * together with another lane of theirs. */
+static int trace_tid(int rank, int order)
+{
+    return 10 * (rank + 1) + 1 + order;
 }
 
 static void trace_names(struct trace_writer *w, const struct trace_rank *rank)
@@ -59,14 +68,19 @@ static void trace_names(struct trace_writer *w, const struct trace_rank *rank)
             rank->rank);
     trace_string(w->file, rank->name ? rank->name : fallback);
     fputs("}}", w->file);
+    trace_separate(w);
+    fprintf(w->file,
+            "{\"name\":\"process_sort_index\",\"ph\":\"M\",\"pid\":%d,"
+            "\"args\":{\"sort_index\":%d}}",
+            rank->rank, rank->rank);
     bool used[SCHEDULE_MAX_MB * OP_LANES] = {false};
     for (size_t i = 0; i < rank->n; i++)
-        used[trace_tid(rank->events[i].mb % SCHEDULE_MAX_MB, rank->events[i].lane % OP_LANES)] =
-            true;
+        used[trace_order(rank->events[i].mb % SCHEDULE_MAX_MB,
+                         rank->events[i].lane % OP_LANES)] = true;
     for (int mb = 0; mb < SCHEDULE_MAX_MB; mb++)
         for (int lane = 0; lane < OP_LANES; lane++) {
-            int tid = trace_tid(mb, lane);
-            if (!used[tid]) continue;
+            int order = trace_order(mb, lane), tid = trace_tid(rank->rank, order);
+            if (!used[order]) continue;
             trace_separate(w);
             fprintf(w->file,
                     "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%d,"
@@ -76,7 +90,7 @@ static void trace_names(struct trace_writer *w, const struct trace_rank *rank)
             fprintf(w->file,
                     "{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":%d,\"tid\":%d,"
                     "\"args\":{\"sort_index\":%d}}",
-                    rank->rank, tid, tid);
+                    rank->rank, tid, order);
         }
 }
 
@@ -91,7 +105,8 @@ enum status trace_write_rank(struct trace_writer *w, const struct trace_rank *ra
                 "\"pid\":%d,\"tid\":%d,\"args\":{\"layer\":%d}}",
                 stage_name((enum stage)e->stage), e->mb,
                 e->lane == OP_COMM ? "communication" : "compute", e->t0 * 1e6,
-                (e->t1 - e->t0) * 1e6, rank->rank, trace_tid(e->mb, e->lane), e->layer);
+                (e->t1 - e->t0) * 1e6, rank->rank, trace_tid(rank->rank, trace_order(e->mb, e->lane)),
+                e->layer);
     }
     return ferror(w->file) ? trace_fail(w, "write") : OK;
 }

@@ -77,6 +77,9 @@ def test_tracks_are_named(traced):
         assert process == f"{unit} rank {pid}"
         assert {t for (p, _), t in trace.tracks.items() if p == pid} == TRACKS
         assert all(trace.spans[pid, track] for track in TRACKS)
+    # Perfetto's importer keeps threads by tid: one used twice, 0, or a pid merges two tracks
+    tids = [tid for _, tid in trace.tracks]
+    assert len(set(tids)) == len(tids) and not set(tids) & set(range(ranks))
 
 
 def test_compute_is_one_at_a_time(traced):
