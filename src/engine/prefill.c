@@ -77,20 +77,26 @@ static void fill_microbatches(struct rank *r, struct sequence *const *seq,
     }
 }
 
-/* The chunk of this step: requests in order, as far as tokens and pages reach. */
+/* The chunk of this step: requests in order, as far as tokens and pages reach. The full pages that
+ * a piece completes are in the index before the next request is looked up: a later piece of the
+ * same step may stand on them, because a layer writes the keys of a whole micro-batch, and of the
+ * micro-batch before, ahead of its attention. So a prefix is computed once even where all who
+ * share it arrive together. */
 static int fill_chunk(struct rank *r, struct sequence **seq, struct prefill_piece *take)
 {
-    struct prefill_piece want[MAX_PIECES];
-    int n = 0, tokens = 0;
-    for (struct sequence *s = r->queue.head; s && n < MAX_PIECES; s = s->next) {
-        if (tokens >= r->cfg->chunk_tokens || !admit(r, s)) break;
-        seq[n] = s;
-        want[n] = (struct prefill_piece){(uint32_t)s->computed,
-                                         (uint32_t)(s->p.n_prompt - s->computed)};
-        tokens += (int)want[n++].n;
+    int n = 0;
+    uint32_t room = (uint32_t)r->cfg->chunk_tokens;
+    for (struct sequence *s = r->queue.head; s && n < MAX_PIECES && room; s = s->next) {
+        if (!admit(r, s)) break;
+        struct prefill_piece want = {(uint32_t)s->computed, (uint32_t)(s->p.n_prompt - s->computed)};
+        prefill_chunk_fill(&want, 1, room, 1, &take[n]);
+        room -= take[n].n;
+        if (r->use_prefix && !s->p.prompt_logprobs)
+            prefix_index_insert(&r->prefix, s->prompt, take[n].pos0 + take[n].n, s->pages);
         if (isnan(s->f.t_prefill_start)) s->f.t_prefill_start = rank_now(r);
+        seq[n++] = s;
     }
-    return prefill_chunk_fill(want, n, (uint32_t)r->cfg->chunk_tokens, MAX_PIECES, take);
+    return n;
 }
 
 /* After a layer: pages that this micro-batch completed (the last one also when only partly
@@ -196,8 +202,6 @@ enum status rank_prefill_step(struct rank *r)
         s->computed += (int)piece[i].n;
         r->stats.prefill_tokens += piece[i].n;
         r->report.tokens += (int)piece[i].n;
-        if (r->use_prefix && !s->p.prompt_logprobs)
-            prefix_index_insert(&r->prefix, s->prompt, (uint32_t)s->computed, s->pages);
         if (s->computed == s->p.n_prompt) TRY(finish_prompt(r, s));
     }
     r->report.requests = n;
