@@ -58,6 +58,10 @@ struct summary {
     int64_t attempts;
     double gpu_s, node_s, wall_s;
     char isa[16], transport[32];
+    /* Prompt tokens that a modelled cache would find in file order and as they were sent; set by
+     * the caller where requests went out by prefix. */
+    bool by_prefix;
+    int64_t hit_in_file, hit_as_sent;
     /* filled by summary_finish */
     struct throughput_row throughput;
     struct account account;

@@ -29,6 +29,17 @@ static void print_phases(const struct throughput_row *t, FILE *out)
             (long long)t->cached_tokens, num(a, "%.1f", t->input_tokens_per_s_node));
 }
 
+/* Both figures are the model's, so that their difference is the order's alone. */
+static void print_order(const struct summary *s, FILE *out)
+{
+    if (!s->by_prefix) return;
+    fprintf(out,
+            "  order by prefix: a modelled cache of that size finds %lld, in file order %lld: %lld "
+            "prompt tokens less to compute\n",
+            (long long)s->hit_as_sent, (long long)s->hit_in_file,
+            (long long)(s->hit_as_sent - s->hit_in_file));
+}
+
 static void print_latency(const struct throughput_row *t, FILE *out)
 {
     char a[24], b[24], c[24], d[24];
@@ -105,6 +116,7 @@ void summary_print(const struct summary *s, const char *results_path, FILE *out)
     fprintf(out, "# measured in %.2f s over %lld attempt%s, isa %.16s, transport %.32s\n",
             s->wall_s, (long long)s->attempts, s->attempts == 1 ? "" : "s", s->isa, s->transport);
     print_phases(&s->throughput, out);
+    print_order(s, out);
     print_latency(&s->throughput, out);
     print_shares(s, out);
     print_loads(s, out);

@@ -52,15 +52,17 @@ static int fewer_tokens(const struct prefill_balance *b, int a, int c)
     return 0;
 }
 
-int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint32_t *cached)
+int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint32_t *cached,
+                         uint64_t most_queued)
 {
-    int best = 0;
+    int best = -1;
     double best_cost = 0;
     for (int rank = 0; rank < b->units * b->ranks_per_unit; rank++) {
+        if (b->tokens[rank] > most_queued) continue;
         uint32_t have = cached ? cached[rank] : 0;
         if (n && have >= n) have = n - 1;
         double cost = b->work[rank] + b->weights.reuse * prefill_work(&b->weights, have, n - have);
-        if (rank == 0 || cost < best_cost ||
+        if (best < 0 || cost < best_cost ||
             (cost == best_cost && fewer_tokens(b, rank, best) < 0)) {
             best = rank;
             best_cost = cost;

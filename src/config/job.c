@@ -17,6 +17,7 @@ static const char *const backends[] = {"cpu", "cuda", "cuda-emu", NULL};
 static const char *const isas[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 static const char *const numerics[] = {"checkpoint", "bf16", "fp32", NULL};
 static const char *const prefix_caches[] = {"memory", "off", NULL};
+static const char *const orders[] = {"file", "prefix", NULL};
 static const char *const transports[] = {"shm", "mpi", NULL};
 
 #define FIELD(f) offsetof(struct job, f)
@@ -90,6 +91,10 @@ static const struct option job_options[] = {
              "KV pages of a rank; auto: what the memory allows"),
     CHOICE("kv.prefix_cache", kv.prefix_cache, "memory", prefix_caches, 0,
            "keep pages of prompts for requests that begin alike"),
+    CHOICE("order", order, "auto", orders, 1,
+           "prefix: requests that begin alike go out together; auto: with a prefix cache"),
+    INTEGER("order_window", order_window, "16384", 1, 1 << 24, "requests",
+            "read ahead to find them; none goes out more than 4 times as many places late"),
     INTEGER("sampling.max_tokens", sampling.max_tokens, "64", 0, INT_MAX, "tokens",
             "output tokens of a request; 0: score the prompt"),
     NUMBER("sampling.temperature", sampling.temperature, "0", 0, 100, "", "0: greedy"),

@@ -25,6 +25,7 @@
 enum job_backend { JOB_BACKEND_CPU, JOB_BACKEND_CUDA, JOB_BACKEND_CUDA_EMU };
 enum job_numerics { JOB_NUMERICS_CHECKPOINT, JOB_NUMERICS_BF16, JOB_NUMERICS_FP32 };
 enum job_prefix_cache { JOB_PREFIX_MEMORY, JOB_PREFIX_OFF };
+enum job_order { JOB_ORDER_FILE, JOB_ORDER_PREFIX };
 enum job_transport { JOB_TRANSPORT_SHM, JOB_TRANSPORT_MPI }; /* JOB_AUTO: shm inside a node */
 
 /* One kind of unit. A role that the job does not have is not `present` and has units 0. */
@@ -71,6 +72,8 @@ struct job {
         int pages_per_rank; /* JOB_AUTO: as many as the memory allows */
         int prefix_cache;   /* enum job_prefix_cache */
     } kv;
+    int order;              /* enum job_order; JOB_AUTO until job_resolve */
+    int order_window;       /* requests read ahead to find those that begin alike */
     struct job_sampling sampling;
     struct {
         char load[JOB_PATH_BYTES]; /* "": uniform load */

@@ -178,6 +178,8 @@ static void resolve_sizes(struct job *job, const struct job_facts *facts)
         int ranks = facts->ranks_on_node > 0 ? facts->ranks_on_node : 1;
         job->threads_per_rank = facts->cores_per_node > ranks ? facts->cores_per_node / ranks : 1;
     }
+    if (job->order == JOB_AUTO)
+        job->order = job->kv.prefix_cache == JOB_PREFIX_OFF ? JOB_ORDER_FILE : JOB_ORDER_PREFIX;
     if (job->ep.max_tokens_per_rank == JOB_AUTO)
         job->ep.max_tokens_per_rank =
             job->mixed.present ? job->mixed.max_batch : job->decode.max_batch;

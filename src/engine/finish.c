@@ -120,7 +120,8 @@ static enum status build(struct engine *e, bool complete, struct summary *summar
 {
     enum { MAX_ATTRS = 48 };
     struct results_attr attrs[MAX_ATTRS];
-    char end_utc[24] = "";
+    char end_utc[24] = "", hits[2][24];
+    struct router_order_report order = router_order_report(e->rank.router);
     clock_utc(end_utc);
     int n = 0;
     attrs[n++] = (struct results_attr){"program_version", e->setup->version};
@@ -131,6 +132,13 @@ static enum status build(struct engine *e, bool complete, struct summary *summar
     attrs[n++] = (struct results_attr){"transport", e->transports};
     attrs[n++] = (struct results_attr){"start_utc", e->start_utc};
     attrs[n++] = (struct results_attr){"end_utc", end_utc};
+    attrs[n++] = (struct results_attr){"order", order.by_prefix ? "prefix" : "file"};
+    if (order.by_prefix) {
+        snprintf(hits[0], sizeof hits[0], "%lld", (long long)order.hit_as_sent);
+        snprintf(hits[1], sizeof hits[1], "%lld", (long long)order.hit_in_file);
+        attrs[n++] = (struct results_attr){"modelled_hit_tokens_as_sent", hits[0]};
+        attrs[n++] = (struct results_attr){"modelled_hit_tokens_in_file_order", hits[1]};
+    }
     for (int i = 0; i < e->setup->n_attrs && n < MAX_ATTRS; i++) attrs[n++] = e->setup->attrs[i];
     struct journal_build b = {
         .path = e->job.results,
@@ -179,6 +187,10 @@ static enum status write_results(struct engine *e)
     if (!summary) return error_set(ERR_RESOURCE, "no memory for the summary");
     summary_init(summary);
     enum status st = build(e, true, summary);
+    struct router_order_report order = router_order_report(e->rank.router);
+    summary->by_prefix = order.by_prefix;
+    summary->hit_in_file = order.hit_in_file;
+    summary->hit_as_sent = order.hit_as_sent;
     if (st == OK) {
         summary_print(summary, e->job.results, stdout);
         if (!summary->valid) st = error_set(ERR_INVALID, "INVALID: %s", summary->reason);

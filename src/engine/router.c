@@ -37,7 +37,8 @@ static enum status init_balancers(struct router *r)
     if (r->use_routes)
         TRY(route_index_init(&r->routes, 1u << 16, (uint32_t)job->kv.page_tokens));
     r->cached = calloc((size_t)r->n_prefill, sizeof *r->cached);
-    return r->cached ? OK : error_set(ERR_RESOURCE, "no memory for the router");
+    if (!r->cached) return error_set(ERR_RESOURCE, "no memory for the router");
+    return router_order_init(r);
 }
 
 /* What earlier attempts finished counts as done; its responses are written again, so that the file
@@ -89,6 +90,7 @@ void router_free(struct router *r)
     if (r->use_routes) route_index_free(&r->routes);
     if (r->responses) fclose(r->responses);
     request_free(&r->pending);
+    router_order_free(r);
     free(r->cached);
     free(r->flight);
     free(r->id);
@@ -118,8 +120,7 @@ static enum status take_flight(struct router *r, int *ticket)
     return OK;
 }
 
-/* Prompt tokens a prefill rank may have queued before it gets more. */
-static uint64_t queue_limit(const struct router *r)
+uint64_t router_queue_limit(const struct router *r)
 {
     const struct job_role *p = r->mixed ? &r->s.job->mixed : &r->s.job->prefill;
     return 2 * (uint64_t)p->chunk_tokens;
@@ -137,9 +138,13 @@ static bool choose_ranks(struct router *r, struct flight *f)
     }
     f->n_prompt = n;
     f->pages = decode_expected_pages(n, (uint32_t)q->max_tokens, 0, r->decode.mean_output, pt);
-    f->prefill = prefill_balance_pick(&r->prefill, n, cached);
+    /* A full rank is passed over even if it holds the prefix: its work would wait two steps and
+     * more while others have none. */
+    uint64_t most = router_queue_limit(r);
+    f->prefill = prefill_balance_pick(&r->prefill, n, cached, most);
     bool decodes = r->mixed || q->max_tokens > 1;
     f->decode = -1;
+    if (f->prefill < 0) return false;
     if (r->mixed) {
         if (!decode_balance_admits(&r->decode, f->prefill, f->pages, n))
             f->prefill = decode_balance_pick(&r->decode, f->pages, n);
@@ -148,7 +153,7 @@ static bool choose_ranks(struct router *r, struct flight *f)
         f->decode = decode_balance_pick(&r->decode, f->pages, n);
     }
     if (f->prefill < 0 || (decodes && f->decode < 0)) return false;
-    if (r->prefill.tokens[f->prefill] > queue_limit(r)) return false;
+    if (r->prefill.tokens[f->prefill] > most) return false;
     f->cached = cached ? cached[f->prefill] : 0;
     return true;
 }
@@ -190,6 +195,7 @@ static enum status send_request(struct router *r, struct flight *f)
     if (f->decode >= 0) decode_balance_add(&r->decode, f->decode, f->pages);
     if (r->use_routes && !r->pending.prompt_logprobs)
         route_index_note_prompt(&r->routes, r->pending.tokens, f->n_prompt, f->prefill);
+    router_order_sent(r, f->prefill);
     struct ctl_part part[2] = {
         {&w, sizeof w}, {r->pending.tokens, (size_t)f->n_prompt * sizeof *r->pending.tokens}};
     r->have_pending = false;
@@ -203,11 +209,8 @@ static enum status send_out(struct router *r)
     enum { BURST = 256 };
     for (int i = 0; i < BURST && !r->blocked; i++) {
         if (!r->have_pending) {
-            while (r->next < r->count && journal_has(r->s.journal, r->next)) r->next++;
-            if (r->next == r->count) return OK;
-            TRY(token_file_get(r->s.tokens, r->next, &r->pending));
-            r->next++;
-            r->have_pending = true;
+            TRY(router_order_next(r));
+            if (!r->have_pending) return OK;
         }
         struct flight f = {0};
         if (r->pending.error[0])

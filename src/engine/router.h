@@ -17,6 +17,13 @@
 
 struct router;
 
+/* Prompt tokens of this attempt that one cache as large as all prefill ranks' pages would have
+ * found, for the requests in file order and in the order in which they went out: a model, beside
+ * the measured cached_tokens. */
+struct router_order_report {
+    bool by_prefix;
+    int64_t hit_in_file, hit_as_sent; /* tokens; 0 in file order */
+};
 struct router_setup {
     const struct job *job;
     struct ctl *ctl;
@@ -46,6 +53,7 @@ enum status router_serve(struct router *r);
 enum status router_close_trace(struct router *r);
 /* Ranks whose closing figures have arrived. */
 int router_stats_received(const struct router *r);
+struct router_order_report router_order_report(const struct router *r);
 /* Rows routed by the gates, summed over ranks: [layers][experts]. */
 const int64_t *router_expert_load(const struct router *r);
 /* The error that a rank reported, as status; its text is in error_text. */

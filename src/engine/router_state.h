@@ -1,5 +1,6 @@
-/* router_state.h - the router's struct and what its two files call of each other; private to
- * router.c (sending requests out) and router_answers.c (what comes back).
+/* router_state.h - the router's struct and what its three files call of each other; private to
+ * router.c (sending requests out), router_order.c (which is next) and router_answers.c (what comes
+ * back).
  */
 #ifndef ENGINE_ROUTER_STATE_H
 #define ENGINE_ROUTER_STATE_H
@@ -8,6 +9,8 @@
 #include "balance/prefill_balance.h"
 #include "engine/progress.h"
 #include "engine/router.h"
+#include "kvcache/prefix_order.h"
+#include "kvcache/prefix_shadow.h"
 #include "kvcache/route_index.h"
 #include "schedule/trace.h"
 
@@ -17,6 +20,16 @@ struct flight {
     int prefill, decode;  /* index among the prefill / decode ranks; decode -1: none */
     uint32_t pages, n_prompt, cached;
     int next_free;
+};
+
+/* Reading ahead and the choice of the next request; order NULL: file order. */
+struct router_ahead {
+    struct prefix_order *order;
+    struct prefix_shadow in_file, as_sent; /* what a cache would hit in both orders */
+    struct request request;                /* being read */
+    struct hash128 *chain;                 /* [cap_chain] of a prompt */
+    int32_t cap_chain;
+    int64_t tokens_read, tokens_taken;
 };
 
 struct router {
@@ -30,7 +43,8 @@ struct router {
     uint32_t *cached;       /* [n_prefill] */
     struct flight *flight;
     int flights, free_flight, in_flight;
-    int64_t count, next, finished;
+    struct router_ahead ahead;
+    int64_t count, next, finished; /* next: to be read from the token file */
     struct request pending; /* parsed, waits for room */
     bool have_pending, stopped, blocked;
     char *id;               /* [in flight][RESULTS_ID_MAX + 1] custom_ids */
@@ -45,6 +59,17 @@ struct router {
     int traces_received;
     enum status failed;
 };
+
+/* ---- router_order.c ---- */
+enum status router_order_init(struct router *r);
+void router_order_free(struct router *r);
+/* The next request of the job becomes the pending one; none is left, or none can be sent now
+ * (blocked), when have_pending is still false. */
+enum status router_order_next(struct router *r);
+/* The pending request goes to this prefill rank. */
+void router_order_sent(struct router *r, int prefill);
+/* Prompt tokens that a prefill rank may have queued before it gets more. */
+uint64_t router_queue_limit(const struct router *r);
 
 /* A request has ended, now or in an earlier attempt: counts, progress, response line. */
 enum status router_account_for(struct router *r, const struct request_row *row);
