@@ -41,7 +41,7 @@ struct prefix_order {
     struct order_request *request;
     int32_t requests, free_request;
     int32_t oldest, newest;       /* that wait */
-    int32_t *stands;              /* [lanes + 1] node of each lane; then of the request taken last */
+    int32_t *stands;              /* [lanes + 1] node of each lane, then of the last request */
 };
 
 /* ---- memory --------------------------------------------------------------------------------- */

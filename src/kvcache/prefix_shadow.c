@@ -98,6 +98,7 @@ void prefix_shadow_prompt(struct prefix_shadow *s, const struct hash128 *chain, 
     if (s->capacity == 0) return;
     for (int32_t p = pages - 1; p >= 0; p--) {
         if (chain[p].hi % s->rate) continue;
-        if (touch(s, chain[p].lo) && p < usable) s->hit_pages += s->rate;
+        bool may_hit = p < usable;
+        if (touch(s, chain[p].lo) && may_hit) s->hit_pages += s->rate;
     }
 }
