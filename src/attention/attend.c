@@ -2,9 +2,6 @@
 #include "attention/attend.h"
 
 #include <math.h>
-#include <omp.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <string.h>
 
 static int clamp_keys(int n)
@@ -90,24 +87,25 @@ void attend_finish(const struct attend_micro *micro, const struct attend_tile *t
     micro->scale_row(t->dim_v, 1.0f / t->l[r], t->o + r * t->ldo, out);
 }
 
+struct units_call {
+    void (*unit)(const void *arg, int index, struct lane *poll);
+    const void *arg;
+};
+
+static void run_unit(void *arg, int index, struct lane *poll)
+{
+    const struct units_call *c = arg;
+    c->unit(c->arg, index, poll);
+}
+
 void attend_units(struct lane *lane, int units, double madds,
                   void (*unit)(const void *arg, int index, struct lane *poll), const void *arg)
 {
-    int threads = lane->threads < ATTEND_MAX_THREADS ? lane->threads : ATTEND_MAX_THREADS;
     enum { WORTH_THREADS = 1000000 }; /* some 20 us of one core */
-    atomic_int left = units;
-#pragma omp parallel num_threads(threads) if (units > 1 && madds > WORTH_THREADS)
-    {
-        struct lane *poll = omp_get_thread_num() == 0 ? lane : 0;
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int i = 0; i < units; i++) {
-            unit(arg, i, poll);
-            atomic_fetch_sub(&left, 1);
-        }
-        /* A unit of a long context takes tens of milliseconds: communication cannot wait. */
-        while (poll && poll->poll && atomic_load(&left) > 0) {
-            lane_poll(poll);
-            sched_yield();
-        }
+    struct units_call c = {unit, arg};
+    if (madds > WORTH_THREADS) {
+        lane_run(lane, units, run_unit, &c);
+        return;
     }
+    for (int i = 0; i < units; i++) unit(arg, i, lane);
 }

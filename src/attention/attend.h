@@ -17,8 +17,7 @@ enum {
     ATTEND_ROWS = 64,  /* rows of a tile */
     ATTEND_GROUP = 8,  /* rows that a product takes at once */
     ATTEND_KEYS = ATTENTION_KEY_BLOCK,
-    ATTEND_PAD = 32,   /* widths of products are rounded up to this */
-    ATTEND_MAX_THREADS = 512
+    ATTEND_PAD = 32    /* widths of products are rounded up to this */
 };
 
 /* One number of a packed operand, or two BF16 numbers that are multiplied together: neighbouring
@@ -90,7 +89,7 @@ void attend_finish(const struct attend_micro *micro, const struct attend_tile *t
                    float *out);
 
 /* Calls unit(arg, index, poll) for all indices on the lane's threads, first come first served;
- * poll is the lane on thread 0, else NULL. Thread 0 serves the lane until the last unit ends.
+ * poll is the lane on the caller's thread, which serves it until the last unit ends, else NULL.
  * madds: multiply-adds of all units; few are not worth waking the other threads. */
 void attend_units(struct lane *lane, int units, double madds,
                   void (*unit)(const void *arg, int index, struct lane *poll), const void *arg);

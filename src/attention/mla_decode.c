@@ -7,7 +7,6 @@
  */
 #include "attention/attend.h"
 
-#include <omp.h>
 #include <string.h>
 
 /* The merged parts of a unit so far. */
@@ -123,43 +122,50 @@ static void decode_unit(const void *arg, int index, struct lane *poll)
     for (int r = 0; r < u.rows; r++) finish_row(a, micro, &u, r, t.ldo, &sum);
 }
 
-/* One unit by the whole team: each thread takes one part of a round, then the rows' merges are
- * dealt out. Every thread of the region calls this; team and sum are shared. */
-static void attend_unit_team(struct lane *poll, const struct mla_decode_args *a,
-                             const struct attend_micro *micro, int index,
-                             struct attend_tile *t, struct attend_tile *const *team,
-                             struct merged *sum)
+/* One unit by all threads: each piece attends one part of a round, then the rows' merges are
+ * dealt out in the same order as decode_unit's. */
+struct round {
+    const struct mla_decode_args *a;
+    const struct attend_micro *micro;
+    struct unit u;
+    struct attend_tile *tile; /* [width] */
+    struct merged *sum;
+    int width;        /* parts of a full round */
+    int part0, parts; /* of this one */
+};
+
+static void round_attend(void *arg, int piece, struct lane *poll)
 {
-    int me = omp_get_thread_num(), threads = omp_get_num_threads();
-    struct unit u = unit_at(a, index);
-    if (u.parts == 0) {
-        if (me == 0) empty_unit(a, &u);
-        return;
-    }
-    load_unit(a, micro, &u, t);
-    for (int part0 = 0; part0 < u.parts; part0 += threads) {
-        if (part0 + me < u.parts) attend_part(poll, a, micro, &u, part0 + me, t);
-#pragma omp barrier
-        int parts = u.parts - part0 < threads ? u.parts - part0 : threads;
-        for (int r = me; r < u.rows; r += threads)
-            for (int i = 0; i < parts; i++) merge_row(micro, team[i], r, part0 + i == 0, sum);
-#pragma omp barrier
-    }
-    for (int r = me; r < u.rows; r += threads) finish_row(a, micro, &u, r, t->ldo, sum);
-#pragma omp barrier
+    const struct round *r = arg;
+    struct attend_tile *t = &r->tile[piece];
+    if (r->part0 == 0) load_unit(r->a, r->micro, &r->u, t); /* stays for later rounds */
+    attend_part(poll, r->a, r->micro, &r->u, r->part0 + piece, t);
 }
 
-static void decode_by_parts(struct lane *lane, const struct mla_decode_args *a,
-                            const struct attend_micro *micro, int units, int threads)
+static void round_merge(void *arg, int first, int end, struct lane *poll)
 {
-    struct attend_tile *team[ATTEND_MAX_THREADS];
-    struct merged sum;
-#pragma omp parallel num_threads(threads)
-    {
-        struct attend_tile t;
-        team[omp_get_thread_num()] = &t;
-        struct lane *poll = omp_get_thread_num() == 0 ? lane : 0;
-        for (int i = 0; i < units; i++) attend_unit_team(poll, a, micro, i, &t, team, &sum);
+    const struct round *r = arg;
+    bool last = r->part0 + r->parts == r->u.parts;
+    (void)poll;
+    for (int row = first; row < end; row++) {
+        for (int i = 0; i < r->parts; i++)
+            merge_row(r->micro, &r->tile[i], row, r->part0 + i == 0, r->sum);
+        if (last) finish_row(r->a, r->micro, &r->u, row, r->tile[0].ldo, r->sum);
+    }
+}
+
+static void decode_by_parts(struct lane *lane, struct round *r, int units)
+{
+    enum { ROWS_MIN = 8 }; /* of a merge: some microseconds */
+    for (int i = 0; i < units; i++) {
+        r->u = unit_at(r->a, i);
+        if (empty_unit(r->a, &r->u)) continue;
+        for (r->part0 = 0; r->part0 < r->u.parts; r->part0 += r->width) {
+            int left = r->u.parts - r->part0;
+            r->parts = left < r->width ? left : r->width;
+            lane_run(lane, r->parts, round_attend, r);
+            lane_rows(lane, r->u.rows, ROWS_MIN, round_merge, r);
+        }
     }
 }
 
@@ -174,10 +180,16 @@ void attend_decode(struct lane *lane, const struct mla_decode_args *a,
                    const struct attend_micro *micro)
 {
     int units = a->m * ((a->heads + ATTEND_ROWS - 1) / ATTEND_ROWS);
-    int threads = lane->threads < ATTEND_MAX_THREADS ? lane->threads : ATTEND_MAX_THREADS;
-    if (units < threads && any_long(a)) {
-        decode_by_parts(lane, a, micro, units, threads);
-        return;
+    if (units < lane->threads && any_long(a)) {
+        size_t tiles = sizeof(struct attend_tile) * (size_t)lane->threads;
+        char *memory = lane_scratch(lane, tiles + sizeof(struct merged));
+        struct round round = {.a = a, .micro = micro, .width = lane->threads};
+        round.tile = (struct attend_tile *)(void *)memory;
+        round.sum = (struct merged *)(void *)(memory + tiles);
+        if (memory) {
+            decode_by_parts(lane, &round, units);
+            return;
+        }
     }
     struct job job = {a, micro};
     double pairs = 0;

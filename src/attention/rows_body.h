@@ -5,14 +5,11 @@
 #include "attention/attend.h"
 #include "attention/vec.h"
 
-#include <omp.h>
-
-/* Below this many numbers a call is not worth waking the threads. */
-enum { ROWS_PARALLEL_MIN = 1 << 14 };
-
-static void poll_first(struct lane *lane)
+/* Rows of n numbers that are worth waking a thread. */
+static int rows_grain(int64_t n)
 {
-    if (omp_get_thread_num() == 0) lane_poll(lane);
+    enum { NUMBERS_MIN = 1 << 13 };
+    return n >= NUMBERS_MIN ? 1 : (int)(NUMBERS_MIN / (n + 1)) + 1;
 }
 
 static void rmsnorm_row(int n, const float *x, const float *w, float eps, float *y)
@@ -33,14 +30,27 @@ static void rmsnorm_row(int n, const float *x, const float *w, float eps, float 
     }
 }
 
+struct rmsnorm_call {
+    int n, ldx, ldy;
+    float eps;
+    const float *x, *w;
+    float *y;
+};
+
+static void rmsnorm_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct rmsnorm_call *c = arg;
+    for (int i = first; i < end; i++) {
+        rmsnorm_row(c->n, c->x + (int64_t)i * c->ldx, c->w, c->eps, c->y + (int64_t)i * c->ldy);
+        lane_poll(poll);
+    }
+}
+
 static void rmsnorm(struct lane *lane, int m, int n, const float *x, int ldx, const float *w,
                     float eps, float *y, int ldy)
 {
-#pragma omp parallel for num_threads(lane->threads) if (m > 1 && (int64_t)m * n > ROWS_PARALLEL_MIN)
-    for (int i = 0; i < m; i++) {
-        rmsnorm_row(n, x + (int64_t)i * ldx, w, eps, y + (int64_t)i * ldy);
-        poll_first(lane);
-    }
+    struct rmsnorm_call c = {n, ldx, ldy, eps, x, w, y};
+    lane_rows(lane, m, rows_grain(n), rmsnorm_rows, &c);
 }
 
 /* One vector of 2 * half numbers; cs holds half pairs of cosine and sine. */
@@ -58,17 +68,31 @@ static void rope_vector(int half, float *x, const float *cs, bool interleaved)
     }
 }
 
+struct rope_call {
+    int heads, dim, ldx, stride;
+    float *x;
+    const int32_t *pos;
+    const float *table;
+    bool interleaved;
+};
+
+static void rope_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct rope_call *c = arg;
+    for (int i = first; i < end; i++) {
+        const float *cs = c->table + (int64_t)c->pos[i] * c->dim;
+        float *x = c->x + (int64_t)i * c->ldx;
+        for (int h = 0; h < c->heads; h++)
+            rope_vector(c->dim / 2, x + (int64_t)h * c->stride, cs, c->interleaved);
+        lane_poll(poll);
+    }
+}
+
 static void rope(struct lane *lane, int m, int heads, int dim, float *x, int ldx, int stride,
                  const int32_t *pos, const float *table, bool interleaved)
 {
-    int64_t work = (int64_t)m * heads * dim;
-#pragma omp parallel for num_threads(lane->threads) if (m > 1 && work > ROWS_PARALLEL_MIN)
-    for (int i = 0; i < m; i++) {
-        const float *cs = table + (int64_t)pos[i] * dim;
-        for (int h = 0; h < heads; h++)
-            rope_vector(dim / 2, x + (int64_t)i * ldx + (int64_t)h * stride, cs, interleaved);
-        poll_first(lane);
-    }
+    struct rope_call c = {heads, dim, ldx, stride, x, pos, table, interleaved};
+    lane_rows(lane, m, rows_grain((int64_t)heads * dim), rope_rows, &c);
 }
 
 static void store_row(enum dtype type, int n, const float *x, void *row, int at)
@@ -81,22 +105,37 @@ static void store_row(enum dtype type, int n, const float *x, void *row, int at)
     VF_FOR(i, n) vf_store_bf16_n(out + i, vf_load_n(x + i, n - i), n - i);
 }
 
+struct kv_write_call {
+    enum dtype type;
+    int dim_latent, dim_rope, ldl, ldr, page_tokens;
+    const float *latent, *rope;
+    const int32_t *pos;
+    const int32_t *const *pages;
+    char *cache;
+};
+
+static void kv_write_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct kv_write_call *c = arg;
+    size_t row_bytes = (size_t)(c->dim_latent + c->dim_rope) * dtype_bytes(c->type);
+    for (int i = first; i < end; i++) {
+        size_t page = (size_t)c->pages[i][c->pos[i] / c->page_tokens];
+        size_t slot = page * (size_t)c->page_tokens + (size_t)(c->pos[i] % c->page_tokens);
+        void *row = c->cache + slot * row_bytes;
+        store_row(c->type, c->dim_latent, c->latent + (int64_t)i * c->ldl, row, 0);
+        store_row(c->type, c->dim_rope, c->rope + (int64_t)i * c->ldr, row, c->dim_latent);
+        lane_poll(poll);
+    }
+}
+
 static void kv_write(struct lane *lane, enum dtype kv_type, int m, int dim_latent, int dim_rope,
                      const float *latent, int ldl, const float *rope_part, int ldr,
                      const int32_t *pos, const int32_t *const *pages, int page_tokens,
                      void *cache)
 {
-    size_t row_bytes = (size_t)(dim_latent + dim_rope) * dtype_bytes(kv_type);
-    int64_t work = (int64_t)m * (dim_latent + dim_rope);
-#pragma omp parallel for num_threads(lane->threads) if (m > 1 && work > ROWS_PARALLEL_MIN)
-    for (int i = 0; i < m; i++) {
-        size_t page = (size_t)pages[i][pos[i] / page_tokens];
-        size_t slot = page * (size_t)page_tokens + (size_t)(pos[i] % page_tokens);
-        void *row = (char *)cache + slot * row_bytes;
-        store_row(kv_type, dim_latent, latent + (int64_t)i * ldl, row, 0);
-        store_row(kv_type, dim_rope, rope_part + (int64_t)i * ldr, row, dim_latent);
-        poll_first(lane);
-    }
+    struct kv_write_call c = {kv_type, dim_latent, dim_rope, ldl,   ldr,  page_tokens,
+                              latent,  rope_part,  pos,      pages, cache};
+    lane_rows(lane, m, rows_grain(dim_latent + dim_rope), kv_write_rows, &c);
 }
 
 #define ATTENTION_ROWS(path)                        \

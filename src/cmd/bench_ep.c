@@ -350,7 +350,7 @@ enum status cmd_bench_ep(int argc, char **argv)
 {
     struct options o;
     struct kernels kernels = {0};
-    struct lane lane;
+    struct lane lane __attribute__((cleanup(lane_free)));
     struct transport *t = NULL;
     int initialised = 0;
     TRY(options_read(&o, argc, argv));

@@ -404,5 +404,6 @@ enum status cmd_bench_gemm(int argc, char **argv)
             TRY(grouped(&b, (enum dtype)t, b.opt.shape[b.opt.shape_count > 2 ? 2 : 0],
                         b.opt.m[i]));
     }
+    lane_free(&b.lane);
     return OK;
 }

@@ -275,6 +275,7 @@ static enum status bench_prefill(const struct options *o, const struct bench_mac
         st = error_set(ERR_RESOURCE, "bench mla: no memory for %d tokens, %d heads", tokens,
                        heads);
     }
+    lane_free(&c.lane);
     free((void *)a->q);
     free((void *)a->k_nope);
     free((void *)a->v);
@@ -331,6 +332,7 @@ static enum status bench_decode(const struct options *o, const struct bench_mach
     for (int i = 0; tables && i < batch; i++) free(tables[i]);
     free(tables);
     free(len);
+    lane_free(&c.lane);
     free((void *)a->q);
     free((void *)a->cache);
     free(a->out);

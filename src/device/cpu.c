@@ -67,20 +67,3 @@ struct device *device_cpu(void)
     };
     return &cpu;
 }
-
-void lane_init(struct lane *lane, struct device *dev, int threads)
-{
-    memset(lane, 0, sizeof *lane);
-    lane->dev = dev;
-    lane->threads = threads > 0 ? threads : 1;
-}
-
-void lane_poll(struct lane *lane)
-{
-    enum { POLL_EVERY_NS = 200000 };
-    if (!lane->poll) return;
-    int64_t now = clock_now_ns();
-    if (now - lane->last_poll_ns < POLL_EVERY_NS) return;
-    lane->last_poll_ns = now;
-    lane->poll(lane->poll_arg);
-}

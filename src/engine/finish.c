@@ -246,6 +246,7 @@ void finish_free(struct engine *e)
     if (r->lane.dev) {
         r->lane.dev->free(r->lane.dev, e->expert_memory);
         r->lane.dev->free(r->lane.dev, e->cache);
+        lane_free(&r->lane);
     }
     checkpoint_close(e->ck);
     node_unshare(&e->weights);

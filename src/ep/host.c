@@ -52,10 +52,10 @@ uint64_t host_value(const struct ep_group *g, int signal)
 
 /* ---- rows ---- */
 
-int host_threads(const struct ep_group *g, int rows)
+int host_grain(const struct ep_group *g)
 {
-    enum { WORTH_BYTES = 256 * 1024 }; /* tens of us of copying; a wake-up costs several */
-    return (size_t)rows * g->layout.row_bytes >= WORTH_BYTES ? g->lane->threads : 1;
+    enum { WORTH_BYTES = 128 * 1024 }; /* tens of us of copying; a wake-up costs several */
+    return (int)(WORTH_BYTES / (g->layout.row_bytes + 1)) + 1;
 }
 
 void *host_stage(struct ep_group *g, int peer, size_t offset, size_t bytes)

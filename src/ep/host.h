@@ -72,8 +72,8 @@ int host_signal_staged(const struct ep_group *g, int op, int client); /* at the 
 int host_signals(const struct ep_group *g);
 uint64_t host_value(const struct ep_group *g, int signal);
 
-/* Threads worth waking to copy this many rows. */
-int host_threads(const struct ep_group *g, int rows);
+/* Rows that are worth waking a thread to copy them. */
+int host_grain(const struct ep_group *g);
 /* Where `bytes` for a peer's window are to be written; host_put sends them. */
 void *host_stage(struct ep_group *g, int peer, size_t offset, size_t bytes);
 enum status host_put(struct ep_group *g, int peer, size_t offset, void *staged, size_t bytes);

@@ -19,7 +19,6 @@
  */
 #include "ep/host.h"
 
-#include <omp.h>
 #include <string.h>
 
 enum { ROWS_AT_ONCE = 16 }; /* between two looks at the other lane */
@@ -208,6 +207,29 @@ static enum status signal_sources(struct ep_group *g, const struct ep_op *op)
     return transport_flush(h->transport);
 }
 
+/* Rows of y whose place is in this node's memory. */
+struct returns {
+    struct ep_group *g;
+    struct ep_op *op;
+    struct received in;
+    int index;
+    enum dtype y_type;
+    const char *y;
+    size_t pitch;
+};
+
+static void write_near(void *arg, int first, int end, struct lane *poll)
+{
+    const struct returns *w = arg;
+    for (int j = first; j < end; j++) {
+        if (j % ROWS_AT_ONCE == 0) lane_poll(poll);
+        if (!is_row(w->op, w->g->layout.local, j)) continue;
+        struct ep_row_tag tag = tag_of(w->in, j);
+        char *to = output_at(w->g, w->index, &tag, j);
+        if (to) write_y(w->g, w->y_type, w->y + (size_t)j * w->pitch, to);
+    }
+}
+
 enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype y_type,
                                const void *y, int ldy)
 {
@@ -216,15 +238,8 @@ enum status host_combine_begin(struct ep_group *g, struct ep_op *op, enum dtype 
     struct received in = received(g, op);
     const char *from = y;
     size_t pitch = (size_t)ldy * dtype_bytes(y_type);
-    int threads = host_threads(g, op->total);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, ROWS_AT_ONCE)
-    for (int j = 0; j < op->total; j++) {
-        if (j % ROWS_AT_ONCE == 0 && omp_get_thread_num() == 0) lane_poll(g->lane);
-        if (!is_row(op, L, j)) continue;
-        struct ep_row_tag tag = tag_of(in, j);
-        char *to = output_at(g, i, &tag, j);
-        if (to) write_y(g, y_type, from + (size_t)j * pitch, to);
-    }
+    struct returns near = {g, op, in, i, y_type, from, pitch};
+    lane_rows(g->lane, op->total, host_grain(g), write_near, &near);
     memset(h->source_rows, 0, (size_t)g->topo->ranks * sizeof *h->source_rows);
     memset(h->staged_rows, 0, (size_t)g->topo->ranks * sizeof *h->staged_rows);
     for (int j = 0; j < op->total; j++) {
@@ -269,6 +284,25 @@ static void combine_token(const struct ep_group *g, const struct ep_route *r, in
                         g->p.experts, g->p.n_group, out, g->p.hidden);
 }
 
+struct sums {
+    const struct ep_group *g;
+    const struct ep_route *route;
+    const char *rows;
+    float *out;
+    int ldo;
+};
+
+static void combine_tokens(void *arg, int first, int end, struct lane *poll)
+{
+    const struct sums *s = arg;
+    size_t pitch = (size_t)s->g->p.topk * s->g->layout.y_bytes;
+    for (int t = first; t < end; t++) {
+        combine_token(s->g, s->route, t, s->rows + (size_t)t * pitch,
+                      s->out + (size_t)t * (size_t)s->ldo);
+        lane_poll(poll);
+    }
+}
+
 enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out, int ldo)
 {
     struct host *h = g->impl;
@@ -282,12 +316,7 @@ enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out
                             r->ids, r->weights, g->p.experts, g->p.n_group, out, ldo);
         return OK;
     }
-    size_t pitch = (size_t)g->p.topk * g->layout.y_bytes;
-    int threads = host_threads(g, r->m * r->topk);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int t = 0; t < r->m; t++) {
-        combine_token(g, r, t, rows + (size_t)t * pitch, out + (size_t)t * (size_t)ldo);
-        if (omp_get_thread_num() == 0) lane_poll(g->lane);
-    }
+    struct sums sums = {g, r, rows, out, ldo};
+    lane_rows(g->lane, r->m, host_grain(g) / g->p.topk + 1, combine_tokens, &sums);
     return OK;
 }

@@ -144,20 +144,36 @@ static bool row_done(struct host_op *ho, int dest)
     return --ho->need[dest] == 0;
 }
 
+struct near {
+    struct ep_group *g;
+    struct ep_op *op;
+    int index, from, round;
+};
+
+static void write_tokens(void *arg, int first, int end, struct lane *poll)
+{
+    const struct near *n = arg;
+    struct ep_group *g = n->g;
+    int topk = g->p.topk;
+    for (int t = n->from + first; t < n->from + end; t++) {
+        for (int k = 0; k < topk; k++) {
+            int index = t * topk + k, dest = row_dest(g, n->op, index, g->topo->node, n->round);
+            if (dest < 0) continue;
+            int row = n->op->route.row[index] - n->round * g->layout.cap;
+            host_write_row(g, n->op, index, host_receive_row(g, n->index, dest, row));
+        }
+        lane_poll(poll);
+    }
+}
+
 /* Writes the rows of tokens [from, to) for ranks of my own node straight to their places. */
 static enum status send_near(struct ep_group *g, struct ep_op *op, int from, int to)
 {
     struct host *h = g->impl;
     int i = ep_op_index(g, op), topk = g->p.topk, round = h->op[i].send[g->topo->node].round;
-    int node = g->topo->node, threads = host_threads(g, (to - from) * topk);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int t = from; t < to; t++)
-        for (int k = 0; k < topk; k++) {
-            int index = t * topk + k, dest = row_dest(g, op, index, node, round);
-            if (dest < 0) continue;
-            int row = op->route.row[index] - round * g->layout.cap;
-            host_write_row(g, op, index, host_receive_row(g, i, dest, row));
-        }
+    int node = g->topo->node;
+    struct near near = {g, op, i, from, round};
+    lane_rows(g->lane, to - from, host_grain(g) / topk + 1, write_tokens, &near);
     for (int index = from * topk; index < to * topk; index++) {
         int dest = row_dest(g, op, index, node, round);
         if (dest < 0) continue;

@@ -3,7 +3,6 @@
 #include "gemm/ukernel.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 static void row_convert(const struct ukernel *uk, int i, const float *x, const struct amat *out,
@@ -23,22 +22,29 @@ static void row_convert(const struct ukernel *uk, int i, const float *x, const s
     }
 }
 
+struct convert {
+    const struct ukernel *uk;
+    const float *x;
+    int ldx;
+    const struct amat *out;
+    bool ue8m0;
+};
+
+static void rows_convert(void *arg, int first, int end, struct lane *poll)
+{
+    const struct convert *c = arg;
+    for (int i = first; i < end; i++) {
+        row_convert(c->uk, i, c->x + (size_t)i * (size_t)c->ldx, c->out, c->ue8m0);
+        lane_poll(poll);
+    }
+}
+
 void act_drive(const struct ukernel *uk, struct lane *lane, int m, const float *x, int ldx,
                struct amat *out, bool ue8m0)
 {
-    enum { ROWS_AT_ONCE = 8, WORTH_THREADS = 1 << 17 };
-    if (lane->threads == 1 || (int64_t)m * out->k < WORTH_THREADS) {
-        for (int i = 0; i < m; i++) {
-            row_convert(uk, i, x + (size_t)i * (size_t)ldx, out, ue8m0);
-            if (i % ROWS_AT_ONCE == ROWS_AT_ONCE - 1) lane_poll(lane);
-        }
-        return;
-    }
-#pragma omp parallel for num_threads(lane->threads) schedule(dynamic, ROWS_AT_ONCE)
-    for (int i = 0; i < m; i++) {
-        row_convert(uk, i, x + (size_t)i * (size_t)ldx, out, ue8m0);
-        if (i % ROWS_AT_ONCE == 0 && omp_get_thread_num() == 0) lane_poll(lane);
-    }
+    enum { NUMBERS_MIN = 1 << 15 }; /* for a run of rows: some microseconds */
+    struct convert c = {uk, x, ldx, out, ue8m0};
+    lane_rows(lane, m, NUMBERS_MIN / (out->k + 1) + 1, rows_convert, &c);
 }
 
 void act_e4m3_ref(int k, const float *x, bool ue8m0, uint8_t *q, float *scale)

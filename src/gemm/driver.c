@@ -9,9 +9,7 @@
 #include "core/log.h"
 #include "gemm/ukernel.h"
 
-#include <omp.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +30,8 @@ struct scratch {
     float *c;                   /* [rows][nr] */
     void *wide;                 /* one widened block */
     size_t a_bytes, scale_bytes, c_bytes, wide_bytes;
-    /* What `a` holds, to skip copying it again. */
+    /* What `a` holds, to skip copying it again: rows of the call of that number. */
+    uint64_t held_call;
     const void *held;
     int held_row, held_rows;
 };
@@ -55,15 +54,16 @@ static void scratch_key_make(void)
     if (pthread_key_create(&scratch_key, scratch_free) != 0) abort();
 }
 
-/* The calling thread's scratch, holding nothing; freed when the thread ends. */
-static struct scratch *scratch_get(void)
+/* The calling thread's scratch, holding nothing of another call; freed when the thread ends. */
+static struct scratch *scratch_get(uint64_t call)
 {
     struct scratch *s = &thread_scratch;
     if (!s->c) {
         pthread_once(&scratch_once, scratch_key_make);
         if (pthread_setspecific(scratch_key, s) != 0) abort();
     }
-    s->held = NULL;
+    if (s->held_call != call) s->held = NULL;
+    s->held_call = call;
     return s;
 }
 
@@ -319,31 +319,25 @@ static void piece_run(struct run *run, const struct cut *cut, int64_t lo, int64_
     }
 }
 
+struct pieces {
+    const struct gemm_call *call;
+    struct cut cut;
+    uint64_t number;
+};
+
+static void one_piece(void *arg, int i, struct lane *poll)
+{
+    const struct pieces *p = arg;
+    const struct cut *cut = &p->cut;
+    struct run run = {.call = p->call, .lane = poll, .s = scratch_get(p->number)};
+    piece_run(&run, cut, cut->work * i / cut->pieces, cut->work * (i + 1) / cut->pieces);
+}
+
 void gemm_drive(struct lane *lane, const struct gemm_call *call)
 {
-    struct cut cut = cut_make(lane, call);
-    if (cut.work == 0) return;
+    static _Atomic uint64_t calls; /* of the process: no number twice on any thread */
+    struct pieces pieces = {call, cut_make(lane, call), atomic_fetch_add(&calls, 1) + 1};
+    if (pieces.cut.work == 0) return;
     lane_poll(lane); /* a row of small products must not keep communication waiting */
-    if (cut.threads == 1) {
-        struct run run = {.call = call, .lane = lane, .s = scratch_get()};
-        piece_run(&run, &cut, 0, cut.work);
-        return;
-    }
-    atomic_int next = 0, done = 0;
-#pragma omp parallel num_threads(cut.threads)
-    {
-        struct run run = {.call = call, .s = scratch_get()};
-        run.lane = omp_get_thread_num() == 0 ? lane : NULL;
-        int i;
-        while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < cut.pieces) {
-            piece_run(&run, &cut, cut.work * i / cut.pieces, cut.work * (i + 1) / cut.pieces);
-            atomic_fetch_add_explicit(&done, 1, memory_order_release);
-        }
-        /* Thread 0 serves communication until the others have finished too. */
-        while (run.lane && lane->poll &&
-               atomic_load_explicit(&done, memory_order_acquire) < cut.pieces) {
-            lane_poll(lane);
-            sched_yield(); /* the others may be waiting for this very core */
-        }
-    }
+    lane_run(lane, pieces.cut.pieces, one_piece, &pieces);
 }

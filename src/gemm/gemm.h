@@ -29,8 +29,8 @@
  * it has seen and lives as long as the thread. The products cannot report errors: a scratch
  * that cannot be allocated ends the process with a message.
  *
- * Threads: lane->threads OpenMP threads; a parallel region only where the product is worth
- * one. Thread 0 calls lane_poll between blocks, about every 50 us.
+ * Threads: the lane's (lane_run), where the product is worth waking them. The caller's thread
+ * serves the lane between blocks, about every 50 us.
  */
 #ifndef GEMM_GEMM_H
 #define GEMM_GEMM_H

@@ -7,7 +7,6 @@
 #include "moe/paths.h"
 
 #include <math.h>
-#include <omp.h>
 
 enum status moe_check_gate(const struct gate_params *p)
 {
@@ -132,14 +131,31 @@ static void gate_token(const struct gate_params *p, const float *logits,
     choose(p, score, score, ids, weights);
 }
 
+struct gate_call {
+    const struct gate_params *p;
+    const struct gate_rows *rows;
+    const float *logits;
+    int ldl;
+    int32_t *ids;
+    float *weights;
+};
+
+static void gate_run(void *arg, int first, int end, struct lane *poll)
+{
+    const struct gate_call *c = arg;
+    int topk = c->p->topk;
+    for (int i = first; i < end; i++) {
+        gate_token(c->p, c->logits + (int64_t)i * c->ldl, c->rows, c->ids + (int64_t)i * topk,
+                   c->weights + (int64_t)i * topk);
+        lane_poll(poll);
+    }
+}
+
 void gate_tokens(struct lane *lane, int m, const float *logits, int ldl,
                  const struct gate_params *p, const struct gate_rows *rows, int32_t *ids,
                  float *weights)
 {
-#pragma omp parallel for num_threads(lane->threads) if (m > 8)
-    for (int i = 0; i < m; i++) {
-        gate_token(p, logits + (int64_t)i * ldl, rows, ids + (int64_t)i * p->topk,
-                   weights + (int64_t)i * p->topk);
-        if (omp_get_thread_num() == 0) lane_poll(lane);
-    }
+    enum { GRAIN = 8 }; /* tokens, a few microseconds */
+    struct gate_call c = {p, rows, logits, ldl, ids, weights};
+    lane_rows(lane, m, GRAIN, gate_run, &c);
 }

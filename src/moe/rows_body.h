@@ -4,19 +4,11 @@
 #include "attention/vec.h"
 #include "moe/paths.h"
 
-#include <omp.h>
-
-/* Below this many numbers a call is not worth waking the threads. */
-enum { ROWS_PARALLEL_MIN = 1 << 14 };
-
-static bool worth_threads(int m, int n)
+/* Rows of n numbers that are worth waking a thread. */
+static int rows_grain(int n)
 {
-    return m > 1 && (int64_t)m * n > ROWS_PARALLEL_MIN;
-}
-
-static void poll_first(struct lane *lane)
-{
-    if (omp_get_thread_num() == 0) lane_poll(lane);
+    enum { NUMBERS_MIN = 1 << 13 };
+    return n >= NUMBERS_MIN ? 1 : NUMBERS_MIN / (n + 1) + 1;
 }
 
 /* g / (1 + exp(-g)) */
@@ -34,27 +26,47 @@ static void silu_mul_row(int n, const float *x, float *out)
     }
 }
 
+/* A call of silu_mul or add: rows of x into rows of y. */
+struct two_rows {
+    int n, ldx, ldy;
+    const float *x;
+    float *y;
+};
+
+static void silu_mul_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct two_rows *c = arg;
+    for (int i = first; i < end; i++) {
+        silu_mul_row(c->n, c->x + (int64_t)i * c->ldx, c->y + (int64_t)i * c->ldy);
+        lane_poll(poll);
+    }
+}
+
 static void silu_mul(struct lane *lane, int m, int n, const float *x, int ldx, float *out,
                      int ldo)
 {
-#pragma omp parallel for num_threads(lane->threads) if (worth_threads(m, n))
-    for (int i = 0; i < m; i++) {
-        silu_mul_row(n, x + (int64_t)i * ldx, out + (int64_t)i * ldo);
-        poll_first(lane);
+    struct two_rows c = {n, ldx, ldo, x, out};
+    lane_rows(lane, m, rows_grain(n), silu_mul_rows, &c);
+}
+
+static void add_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct two_rows *c = arg;
+    int n = c->n;
+    for (int i = first; i < end; i++) {
+        const float *from = c->x + (int64_t)i * c->ldx;
+        float *to = c->y + (int64_t)i * c->ldy;
+        VF_FOR(j, n)
+            vf_store_n(to + j, vf_add(vf_load_n(to + j, n - j), vf_load_n(from + j, n - j)),
+                       n - j);
+        lane_poll(poll);
     }
 }
 
 static void add(struct lane *lane, int m, int n, const float *x, int ldx, float *y, int ldy)
 {
-#pragma omp parallel for num_threads(lane->threads) if (worth_threads(m, n))
-    for (int i = 0; i < m; i++) {
-        const float *from = x + (int64_t)i * ldx;
-        float *to = y + (int64_t)i * ldy;
-        VF_FOR(j, n)
-            vf_store_n(to + j, vf_add(vf_load_n(to + j, n - j), vf_load_n(from + j, n - j)),
-                       n - j);
-        poll_first(lane);
-    }
+    struct two_rows c = {n, ldx, ldy, x, y};
+    lane_rows(lane, m, rows_grain(n), add_rows, &c);
 }
 
 /* A token's top-k slots by group: groups ascending, inside a group in top-k order. */
@@ -109,23 +121,42 @@ static inline __attribute__((always_inline)) void combine_token(const enum dtype
     }
 }
 
+struct combine_call {
+    enum dtype type;
+    int n, topk, group_size, ldo;
+    bool round;
+    const char *rows;
+    const int32_t *ids;
+    const float *weights;
+    float *out;
+};
+
+static void combine_rows(void *arg, int first, int end, struct lane *poll)
+{
+    const struct combine_call *c = arg;
+    size_t token_bytes = (size_t)c->topk * (size_t)c->n * dtype_bytes(c->type);
+    for (int i = first; i < end; i++) {
+        struct combine_order order;
+        const char *from = c->rows + (size_t)i * token_bytes;
+        const float *w = c->weights + (int64_t)i * c->topk;
+        float *to = c->out + (int64_t)i * c->ldo;
+        order_slots(c->topk, c->ids + (int64_t)i * c->topk, c->group_size, &order);
+        if (c->type == DT_F32) combine_token(DT_F32, false, c->n, from, &order, w, to);
+        else combine_token(DT_BF16, c->round, c->n, from, &order, w, to);
+        lane_poll(poll);
+    }
+}
+
 static void combine(struct lane *lane, enum dtype type, int m, int n, int topk, const void *rows,
                     const int32_t *ids, const float *weights, int experts, int n_group,
                     float *out, int ldo)
 {
-    size_t token_bytes = (size_t)topk * (size_t)n * dtype_bytes(type);
-    bool round = type == DT_BF16 && n_group > 1;
-#pragma omp parallel for num_threads(lane->threads) if (worth_threads(m, n))
-    for (int i = 0; i < m; i++) {
-        struct combine_order order;
-        const char *from = (const char *)rows + (size_t)i * token_bytes;
-        const float *w = weights + (int64_t)i * topk;
-        float *to = out + (int64_t)i * ldo;
-        order_slots(topk, ids + (int64_t)i * topk, experts / n_group, &order);
-        if (type == DT_F32) combine_token(DT_F32, false, n, from, &order, w, to);
-        else combine_token(DT_BF16, round, n, from, &order, w, to);
-        poll_first(lane);
-    }
+    struct combine_call c = {
+        .type = type, .n = n, .topk = topk, .group_size = experts / n_group, .ldo = ldo,
+        .round = type == DT_BF16 && n_group > 1,
+        .rows = rows, .ids = ids, .weights = weights, .out = out,
+    };
+    lane_rows(lane, m, rows_grain(n), combine_rows, &c);
 }
 
 static void sigmoid_row(int n, const float *x, float *y)

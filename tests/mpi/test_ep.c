@@ -481,7 +481,7 @@ static uint64_t run_case(const struct test_case *c, int ranks_per_node, bool *wh
     struct unit u = {.c = c};
     struct transport *t = NULL;
     struct kernels kernels = {0};
-    struct lane lane;
+    struct lane lane __attribute__((cleanup(lane_free)));
     running = &u;
     MPI_Comm_rank(MPI_COMM_WORLD, &u.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &u.ranks);

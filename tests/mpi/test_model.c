@@ -137,6 +137,7 @@ static void fixture_close(struct fixture *x)
     schedule_free(&x->decode);
     ep_destroy(x->ep);
     model_free(&x->m);
+    lane_free(&x->lane);
     for (int l = 0; l < checkpoint_config(x->ck)->layers; l++) replica_table_free(&x->replica[l]);
     free(x->replica);
     placement_free(&x->place);

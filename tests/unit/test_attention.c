@@ -140,7 +140,7 @@ static void test_rmsnorm(void **state)
         double worst = 0;
         for (size_t c = 0; c < sizeof widths / sizeof *widths; c++) {
             int n = widths[c], m = 3, ld = n + 2;
-            struct lane lane;
+            struct lane lane __attribute__((cleanup(lane_free)));
             lane_init(&lane, 0, 2);
             float *x = random_floats((size_t)(2 * ld + n), 3, 2);
             float *w = random_floats((size_t)n, 4, 1);
@@ -178,7 +178,7 @@ static void test_rope(void **state)
         struct kernels k;
         if (!path_ready((enum isa)isa, &k)) continue;
         for (int interleaved = 0; interleaved < 2; interleaved++) {
-            struct lane lane;
+            struct lane lane __attribute__((cleanup(lane_free)));
             lane_init(&lane, 0, 1);
             size_t n = (M - 1) * LD + STRIDE + DIM;
             float *x = random_floats(n, 7, 1), *was = heap_copy(x, n * sizeof *x);
@@ -215,7 +215,7 @@ static void test_kv_write(void **state)
         if (!path_ready((enum isa)isa, &k)) continue;
         for (int t = 0; t < 2; t++) {
             enum dtype type = t ? DT_BF16 : DT_F32;
-            struct lane lane;
+            struct lane lane __attribute__((cleanup(lane_free)));
             lane_init(&lane, 0, 1);
             float *lat = random_floats(M * LATENT, 5, 1), *rope = random_floats(M * ROPE, 6, 1);
             lat[0] = 1e-40f; /* a denormal stays one */

@@ -116,7 +116,7 @@ static void test_polls(void **state)
     enum { TOTAL = 640 };
     struct sequence s = sequence_make(DT_F32, 2, 64, 32, 64, TOTAL);
     int polls = 0;
-    struct lane lane;
+    struct lane lane __attribute__((cleanup(lane_free)));
     lane_init(&lane, 0, 1);
     lane.poll = count_poll;
     lane.poll_arg = &polls;

@@ -98,7 +98,7 @@ static inline void sequence_free(struct sequence *s)
 static inline void sequence_chunk(const struct sequence *s, const struct kernels *k, int threads,
                                   int pos0, int m, float *out)
 {
-    struct lane lane;
+    struct lane lane __attribute__((cleanup(lane_free)));
     lane_init(&lane, 0, threads);
     size_t unit = dtype_bytes(s->type), ctx = (size_t)(pos0 + m);
     int dq = s->heads * (s->nope + s->rope);
@@ -230,7 +230,7 @@ static inline void batch_free(struct batch *b)
 static inline float *batch_run(const struct batch *b, const struct kernels *k, int threads,
                                int first, int count, int page_tokens, uint64_t seed)
 {
-    struct lane lane;
+    struct lane lane __attribute__((cleanup(lane_free)));
     lane_init(&lane, 0, threads);
     int dk = b->latent + b->rope, pages = 0;
     for (int i = first; i < first + count; i++)

@@ -202,7 +202,7 @@ static double check_shape(const struct kernels *kern, const struct pair *p, enum
     double *mag = calloc((size_t)(m * n + 1), sizeof *mag);
     assert_true(want && mag);
     gemm_ref(m, &a, src, sources, want, mag);
-    struct lane lane = lane_of(1);
+    struct lane lane __attribute__((cleanup(lane_free))) = lane_of(1);
     kern->gemm(&lane, m, &a, &w, c, ldc);
     double share = share_used(m, n, k, c, ldc, want, mag);
     if (m == 0) assert_true(c[0] == untouched);
@@ -285,7 +285,7 @@ static void test_pack_converts(void **state)
 static void codes_of_isa(const struct kernels *kern)
 {
     struct guarded g = {0};
-    struct lane lane = lane_of(1);
+    struct lane lane __attribute__((cleanup(lane_free))) = lane_of(1);
     uint8_t code[256];
     uint16_t one_bf16 = bf16_from_f32(1);
     uint8_t one_e4m3 = e4m3_from_f32(1);
@@ -337,7 +337,7 @@ static void nan_of_shape(const struct kernels *kern, const struct pair *p, int k
 {
     enum { M = 9, N = 70, PADDED = 144 };
     struct guarded g = {0};
-    struct lane lane = lane_of(1);
+    struct lane lane __attribute__((cleanup(lane_free))) = lane_of(1);
     float *c = guarded_alloc(&g, sizeof(float) * M * N);
     struct weight_src src = weights_make(&g, p->w, N, PADDED, 5);
     struct wmat w = packed(&g, kern, p->w, &src, 1);
@@ -424,7 +424,7 @@ static void bits_of_pair(const struct kernels *kern, const struct pair *p)
     struct amat a = rows_make(&g, p->a, BIT_M, BIT_K, 3);
     float *want = guarded_alloc(&g, sizeof(float) * BIT_M * BIT_N);
     float *c = guarded_alloc(&g, sizeof(float) * BIT_M * BIT_N);
-    struct lane one = lane_of(1);
+    struct lane one __attribute__((cleanup(lane_free))) = lane_of(1);
     kern->gemm(&one, BIT_M, &a, &w, want, BIT_N);
 
     static const int step[] = {1, 2, 3, 5, 6, 7, 37};
@@ -438,7 +438,7 @@ static void bits_of_pair(const struct kernels *kern, const struct pair *p)
         same_bits(kern, "rows in parts", c, want, BIT_M * BIT_N);
     }
     for (int threads = 1; threads <= 3; threads++) {
-        struct lane lane = lane_of(threads);
+        struct lane lane __attribute__((cleanup(lane_free))) = lane_of(threads);
         memset(c, 0, sizeof *c * BIT_M * BIT_N);
         kern->gemm(&lane, BIT_M, &a, &w, c, BIT_N);
         same_bits(kern, "threads", c, want, BIT_M * BIT_N);
@@ -479,7 +479,7 @@ static void heads_of_isa(const struct kernels *kern)
         }
         struct amat head = a;
         head.k = K;
-        struct lane lane = lane_of(2);
+        struct lane lane __attribute__((cleanup(lane_free))) = lane_of(2);
         kern->gemm_batched(&lane, HEADS, M, &head, K, w, c[0][0], HEADS * N, N);
         for (int h = 0; h < HEADS; h++) {
             struct amat one = head;
@@ -516,7 +516,7 @@ static void test_polls(void **state)
     float *c = guarded_alloc(&g, sizeof(float) * 100 * 256);
     for (int threads = 1; threads <= 2; threads++) {
         int polls = 0;
-        struct lane lane = lane_of(threads);
+        struct lane lane __attribute__((cleanup(lane_free))) = lane_of(threads);
         lane.poll = count_poll;
         lane.poll_arg = &polls;
         k.gemm(&lane, 100, &a, &w, c, 256);
@@ -559,7 +559,7 @@ static void act_of_isa(const struct kernels *kern)
     uint16_t *h = guarded_alloc(&g, sizeof(uint16_t) * CELLS);
     for (int ue8m0 = 0; ue8m0 < 2; ue8m0++)
         for (int threads = 1; threads < 3; threads++) {
-            struct lane lane = lane_of(threads);
+            struct lane lane __attribute__((cleanup(lane_free))) = lane_of(threads);
             struct amat out = {.type = DT_E4M3, .k = ACT_K, .data = q, .ld = LD,
                                .scale = scale, .lds = LDS};
             kern->act_convert(&lane, ACT_M, x[0], ACT_K, &out, ue8m0);
@@ -581,7 +581,7 @@ static void act_of_isa(const struct kernels *kern)
             for (int k = 0; k < ACT_K; k++) assert_int_equal(q[LD + k] & 0x7f, 0);
             assert_int_equal(q[6 * LD + 7], 7);
         }
-    struct lane lane = lane_of(1);
+    struct lane lane __attribute__((cleanup(lane_free))) = lane_of(1);
     struct amat out = {.type = DT_BF16, .k = ACT_K, .data = h, .ld = LD};
     kern->act_convert(&lane, ACT_M, x[0], ACT_K, &out, false);
     for (int i = 0; i < ACT_M; i++)
@@ -637,7 +637,7 @@ static void grid_of_isa(const struct kernels *kern)
     }
     struct amat out = {.type = DT_E4M3, .k = FP8_BLOCK, .data = q, .ld = FP8_BLOCK,
                        .scale = scale, .lds = 1};
-    struct lane lane = lane_of(2);
+    struct lane lane __attribute__((cleanup(lane_free))) = lane_of(2);
     kern->act_convert(&lane, ROWS, x[0], FP8_BLOCK, &out, false);
     for (int i = 0; i < ROWS; i++)
         for (int k = 0; k < FP8_BLOCK; k++)

@@ -152,7 +152,7 @@ static void test_gate(void **state)
                 p.bias = bias;
                 int32_t *ids = malloc((size_t)(M * p.topk) * sizeof *ids);
                 float *weights = malloc((size_t)(M * p.topk) * sizeof *weights);
-                struct lane lane;
+                struct lane lane __attribute__((cleanup(lane_free)));
                 lane_init(&lane, 0, 2);
                 assert_int_equal(moe_check_gate(&p), OK);
                 k.gate(&lane, M, logits, p.experts, &p, ids, weights);
@@ -223,7 +223,7 @@ static void test_silu_mul_and_add(void **state)
         double worst = 0;
         for (size_t c = 0; c < sizeof widths / sizeof *widths; c++) {
             int n = widths[c], m = 9;
-            struct lane lane;
+            struct lane lane __attribute__((cleanup(lane_free)));
             lane_init(&lane, 0, 2);
             float *x = random_floats((size_t)(m * 2 * n), 3, 6);
             float *y = malloc((size_t)(m * n) * sizeof *y);
@@ -298,7 +298,7 @@ static void test_combine(void **state)
                 for (int i = 0; i < M; i++) /* distinct experts in no order */
                     for (int s = 0; s < topk; s++) ids[i * topk + s] = (i * 7 + s * 5) % EXPERTS;
                 float *out = malloc((size_t)(M * n) * sizeof *out);
-                struct lane lane;
+                struct lane lane __attribute__((cleanup(lane_free)));
                 lane_init(&lane, 0, 2);
                 k.combine(&lane, type, M, n, topk, t ? (void *)half : rows, ids, w, EXPERTS,
                           groups, out, n);
@@ -418,7 +418,7 @@ static void test_ffn(void **state)
             }
             float *out = malloc(SPAN * HIDDEN * sizeof *out);
             memset(out, 0x55, SPAN * HIDDEN * sizeof *out);
-            struct lane lane;
+            struct lane lane __attribute__((cleanup(lane_free)));
             lane_init(&lane, 0, 2);
             size_t bytes = moe_ffn_scratch_bytes(type, SPAN, INNER);
             struct moe_ffn f = {
@@ -454,7 +454,7 @@ static void test_ffn_fp8(void **state)
     for (int isa = 0; isa < ISA_COUNT; isa++) {
         struct kernels k;
         if (!path_ready((enum isa)isa, &k)) continue;
-        struct lane lane;
+        struct lane lane __attribute__((cleanup(lane_free)));
         lane_init(&lane, 0, 1);
         uint8_t w[3][HIDDEN * INNER], in[ROWS * HIDDEN], want_q[ROWS * INNER];
         float scale[4] = {0.01f, 0.02f, 0.03f, 0.04f}, in_scale[ROWS], want_s[ROWS * BLOCKS];
