@@ -58,17 +58,13 @@ static enum status arrive(struct sim *s, struct lane *l, struct sim_request *r)
 /* Turns whose thinking time is over, then new sessions: as many as the curve still asks for. */
 static enum status lane_arrivals(struct sim *s, struct lane *l, double fresh)
 {
-    uint32_t *list = &l->wheel[s->epoch & (WHEEL - 1)], batch[POOL_BATCH];
-    for (int n; (n = sim_pool_pull(&s->pool, list, batch)) > 0;)
-        for (int k = 0; k < n; k++) {
-            struct sim_request r = s->pool.r[batch[k]];
-            sim_pool_give(&s->pool, batch[k]);
-            s->count[SIM_THINKING]--;
-            TRY(arrive(s, l, &r));
-        }
+    struct sim_cursor due;
+    struct sim_request r;
+    TRY(sim_wheel_take(&s->pool, &l->wheel, (uint64_t)s->epoch, &due));
+    s->count[SIM_THINKING] -= due.n;
+    while (sim_cursor_next(&s->pool, &due, &r)) TRY(arrive(s, l, &r));
     double span = (s->t1 - s->t0) * SIM_TICKS_PER_S / 65536;
     for (uint32_t n = poisson(l, fresh); n > 0; n--) {
-        struct sim_request r;
         uint64_t key = rng_u64(l->key, l->drawn++);
         workload_first(s->cfg->workload, key, &r);
         double when = (double)(key * 0x9e3779b97f4a7c15u >> 48);
@@ -258,8 +254,7 @@ static enum status allocate(struct sim *s)
         struct lane *l = &s->lane[i - s->d0];
         TRY(decode_unit_init(s, &s->decode[i - s->d0], i));
         l->key = rng_u64(c->seed, (uint64_t)i);
-        l->wheel = calloc(WHEEL, sizeof *l->wheel);
-        if (!l->wheel) return error_set(ERR_RESOURCE, "no memory for the simulation");
+        TRY(sim_wheel_init(&l->wheel));
     }
     return OK;
 }
@@ -303,7 +298,7 @@ static void end(struct sim *s)
 {
     for (int i = 0; i < s->p1 - s->p0 && s->prefill; i++) free(s->prefill[i].queue.r);
     for (int i = 0; i < s->d1 - s->d0 && s->decode; i++) decode_unit_free(&s->decode[i]);
-    for (int i = 0; i < s->d1 - s->d0 && s->lane; i++) free(s->lane[i].wheel);
+    for (int i = 0; i < s->d1 - s->d0 && s->lane; i++) sim_wheel_free(&s->lane[i].wheel);
     for (int q = 0; q < s->ex->size && s->out; q++) {
         for (int b = 0; b < BOXES; b++) free(s->out[q].r[b]);
         free(s->out[q].message);
@@ -315,8 +310,8 @@ static void end(struct sim *s)
 
 static int64_t own_bytes(const struct sim *s)
 {
-    int64_t bytes = (int64_t)s->pool.cap * 36 + s->cache_seconds * 8 + WHEEL * 4;
-    bytes += (int64_t)(s->d1 - s->d0) * 2 * WHEEL * 4;
+    int64_t bytes = (int64_t)s->pool.cap * (CHUNK * 32 + 4) + s->cache_seconds * 8 + WHEEL * 4;
+    bytes += (int64_t)(s->d1 - s->d0) * 2 * (WHEEL_FINE + WHEEL_COARSE) * 12;
     for (int i = 0; i < s->p1 - s->p0; i++) bytes += (int64_t)s->prefill[i].queue.cap * 32;
     for (int i = 0; i < s->d1 - s->d0; i++) bytes += (int64_t)s->decode[i].waiting.cap * 32;
     for (int q = 0; q < s->ex->size; q++)

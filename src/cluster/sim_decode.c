@@ -19,14 +19,13 @@ enum status decode_unit_init(struct sim *s, struct decode_unit *u, int id)
     u->id = id;
     TRY(decode_balance_init(&u->balance, &limits));
     u->balance.mean_output = s->mean_output;
-    u->wheel = calloc(WHEEL, sizeof *u->wheel);
-    return u->wheel ? OK : error_set(ERR_RESOURCE, "no memory for decode unit %d", id);
+    return sim_wheel_init(&u->wheel);
 }
 
 void decode_unit_free(struct decode_unit *u)
 {
     decode_balance_free(&u->balance);
-    free(u->wheel);
+    sim_wheel_free(&u->wheel);
     free(u->waiting.r);
 }
 
@@ -62,9 +61,8 @@ static int64_t steps_for(const struct sim *s, uint32_t left)
     return ((int64_t)left * 1024 + s->tps_q10 - 1) / s->tps_q10;
 }
 
-static enum status finish(struct sim *s, struct decode_unit *u, uint32_t i)
+static enum status finish(struct sim *s, struct decode_unit *u, struct sim_request *r)
 {
-    struct sim_request *r = &s->pool.r[i];
     uint32_t output = sim_output_of(s, r), end = (uint32_t)(u->clock * SIM_TICKS_PER_S), think;
     s->count[SIM_FINISHED]++;
     if (output > 1) {
@@ -75,20 +73,14 @@ static enum status finish(struct sim *s, struct decode_unit *u, uint32_t i)
     }
     if (s->recording)
         s->result->unit[s->hour * (s->np + s->nd) + s->np + u->id].requests++;
-    if (s->cfg->trace || !workload_next(s->cfg->workload, r, &think)) {
-        sim_pool_give(&s->pool, i);
-        return OK;
-    }
+    if (s->cfg->trace || !workload_next(s->cfg->workload, r, &think)) return OK;
     r->arrival = end + think;
     int64_t at = (int64_t)(r->arrival / SIM_TICKS_PER_S * 1e3) / s->epoch_ms;
     if (at < s->epoch + 2) at = s->epoch + 2;
     if (at > s->epoch + WHEEL - 2) at = s->epoch + WHEEL - 2;
-    struct lane *lane = &s->lane[u->id - s->d0];
-    s->pool.next[i] = lane->wheel[at & (WHEEL - 1)];
-    lane->wheel[at & (WHEEL - 1)] = i;
     s->due[at & (WHEEL - 1)]++;
     s->count[SIM_THINKING]++;
-    return OK;
+    return sim_wheel_put(&s->pool, &s->lane[u->id - s->d0].wheel, (uint64_t)at, r);
 }
 
 static int64_t context_q10(const struct sim *s, const struct sim_request *r)
@@ -99,26 +91,20 @@ static int64_t context_q10(const struct sim *s, const struct sim_request *r)
 static enum status admit(struct sim *s, struct decode_unit *u)
 {
     while (u->waiting.n) {
-        struct sim_request *q = sim_queue_at(&u->waiting, 0);
-        uint32_t pages = expected_pages(s, q->prompt);
-        if (!decode_balance_admits(&u->balance, 0, pages, q->prompt)) return OK;
-        uint32_t i = sim_pool_take(&s->pool);
-        if (!i) return ERR_RESOURCE;
-        s->pool.r[i] = *q;
+        struct sim_request *r = sim_queue_at(&u->waiting, 0);
+        uint32_t pages = expected_pages(s, r->prompt);
+        if (!decode_balance_admits(&u->balance, 0, pages, r->prompt)) return OK;
         u->waiting_pages -= pages;
-        sim_queue_pop(&u->waiting, 1);
-        struct sim_request *r = &s->pool.r[i];
+        sim_queue_pop(&u->waiting, 1); /* *r stays as it is until the next push */
         int64_t steps = steps_for(s, r->left);
         if (steps == 0) {
-            TRY(finish(s, u, i));
+            TRY(finish(s, u, r));
             continue;
         }
         decode_balance_add(&u->balance, 0, pages);
         u->running++;
         u->kv_tokens_q10 += context_q10(s, r);
-        uint64_t last = (u->step + (uint64_t)steps) & (WHEEL - 1);
-        s->pool.next[i] = u->wheel[last];
-        u->wheel[last] = i;
+        TRY(sim_wheel_put(&s->pool, &u->wheel, u->step + (uint64_t)steps, r));
     }
     return OK;
 }
@@ -153,12 +139,13 @@ static enum status step(struct sim *s, struct decode_unit *u)
     u->kv_tokens_q10 += tokens;
     u->clock += seconds;
     u->step++;
-    uint32_t *list = &u->wheel[u->step & (WHEEL - 1)], done[POOL_BATCH];
-    for (int n; (n = sim_pool_pull(&s->pool, list, done)) > 0;)
-        for (int k = 0; k < n; k++) {
-            leave(s, u, &s->pool.r[done[k]]);
-            TRY(finish(s, u, done[k]));
-        }
+    struct sim_cursor done;
+    struct sim_request r;
+    TRY(sim_wheel_take(&s->pool, &u->wheel, u->step, &done));
+    while (sim_cursor_next(&s->pool, &done, &r)) {
+        leave(s, u, &r);
+        TRY(finish(s, u, &r));
+    }
     return OK;
 }
 
@@ -180,23 +167,21 @@ enum status decode_unit_advance(struct sim *s, struct decode_unit *u)
 enum status decode_unit_empty(struct sim *s, struct decode_unit *u)
 {
     for (uint64_t k = 1; k < WHEEL && u->running; k++) {
-        uint32_t *slot = &u->wheel[(u->step + k) & (WHEEL - 1)], i = *slot;
-        *slot = 0;
-        while (i) {
-            struct sim_request r = s->pool.r[i];
+        struct sim_cursor due;
+        struct sim_request r;
+        TRY(sim_wheel_take(&s->pool, &u->wheel, u->step + k, &due));
+        while (sim_cursor_next(&s->pool, &due, &r)) {
             int64_t done = steps_for(s, r.left) - (int64_t)k;
             int64_t tokens_q10 = done * s->tps_q10, tokens = tokens_q10 / 1024;
             u->kv_tokens_q10 -= context_q10(s, &r) + tokens_q10;
             s->count[SIM_OUTPUT_Q10] -= tokens_q10 - tokens * 1024;
             u->running--;
             decode_balance_remove(&u->balance, 0, expected_pages(s, r.prompt));
-            uint32_t next = s->pool.next[i];
-            sim_pool_give(&s->pool, i);
-            i = next;
             r.left = (uint16_t)(r.left - tokens);
             s->count[SIM_MOVED]++;
             TRY(sim_route_decode(s, BOX_MOVED_DECODE, &u->dealt, &r));
         }
+        u->wheel.block = u->step / WHEEL_FINE;
     }
     while (u->waiting.n) {
         struct sim_request r = *sim_queue_at(&u->waiting, 0);

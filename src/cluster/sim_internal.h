@@ -10,7 +10,8 @@
 #include "balance/decode_balance.h"
 #include "cluster/sim.h"
 
-enum { WHEEL = 65536, ROUTE_SLOTS = 1024, CACHE_AHEAD = 4 };
+enum { ROUTE_SLOTS = 1024, CACHE_AHEAD = 4 };
+enum { CHUNK = 16, WHEEL_FINE = 64, WHEEL_COARSE = 1024, WHEEL = WHEEL_FINE * WHEEL_COARSE };
 
 /* Requests in order of arrival, by value. */
 struct sim_queue {
@@ -18,12 +19,29 @@ struct sim_queue {
     uint32_t cap, head, n;
 };
 
-/* A decode unit's and a session's requests: nodes of linked lists; index 0 is none. Links lie apart
- * from the requests, so that a list can be walked, and its requests fetched, ahead of their use. */
+/* Chunks of CHUNK requests, linked into buckets; chunk 0 is none. */
 struct sim_pool {
-    struct sim_request *r; /* [cap]; owned */
+    struct sim_request *r; /* [cap, CHUNK]; owned */
     uint32_t *next;        /* [cap]; owned */
     uint32_t cap, used, free_head;
+};
+
+/* Requests in the order of their arrival: chunks first to last, all but the last full. */
+struct sim_bucket {
+    uint32_t first, last, n;
+};
+
+/* Buckets by step or epoch, up to WHEEL - 1 ahead: the steps of the block now open one by one, later
+ * ones by blocks of WHEEL_FINE. */
+struct sim_wheel {
+    struct sim_bucket *fine;   /* [WHEEL_FINE]; owned, coarse with it */
+    struct sim_bucket *coarse; /* [WHEEL_COARSE] */
+    uint64_t block;
+};
+
+/* Reads a bucket that was taken off its wheel; chunks go back to the pool as they are read. */
+struct sim_cursor {
+    uint32_t chunk, at, n;
 };
 
 struct prefill_unit {
@@ -46,14 +64,14 @@ struct decode_unit {
     double clock;
     uint64_t step;
     int64_t running, kv_tokens_q10, waiting_pages;
-    uint32_t *wheel;      /* [WHEEL] lists by step of finish; owned */
+    struct sim_wheel wheel; /* by step of finish */
     uint64_t dealt;
 };
 
 /* Where sessions start and come back: one beside each decode unit. */
 struct lane {
     uint64_t key, drawn, dealt;
-    uint32_t *wheel;      /* [WHEEL] lists by epoch of arrival; owned */
+    struct sim_wheel wheel; /* by epoch of arrival */
 };
 
 /* Requests leaving for other units, by kind, for one destination rank. */
@@ -128,25 +146,78 @@ static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
     q->head = (q->head + n) & (q->cap - 1);
     q->n -= n;
 }
-/* A node, or 0 without memory. */
-uint32_t sim_pool_take(struct sim_pool *p);
-static inline void sim_pool_give(struct sim_pool *p, uint32_t i)
+
+/* sim_wheel.c */
+enum status sim_pool_grow(struct sim_pool *p);
+static inline enum status sim_bucket_put(struct sim_pool *p, struct sim_bucket *b,
+                                         const struct sim_request *r)
 {
-    p->next[i] = p->free_head;
-    p->free_head = i;
-}
-/* Takes up to POOL_BATCH nodes off a list and begins to load them; returns how many. */
-enum { POOL_BATCH = 64 };
-static inline int sim_pool_pull(const struct sim_pool *p, uint32_t *list, uint32_t out[POOL_BATCH])
-{
-    int n = 0;
-    uint32_t i = *list;
-    for (; i && n < POOL_BATCH; i = p->next[i]) {
-        __builtin_prefetch(&p->r[i], 1);
-        out[n++] = i;
+    uint32_t at = b->n % CHUNK;
+    if (at == 0) {
+        uint32_t c = p->free_head;
+        if (c) {
+            p->free_head = p->next[c];
+        } else {
+            if (p->used + 1 >= p->cap) TRY(sim_pool_grow(p));
+            c = ++p->used;
+        }
+        p->next[c] = 0;
+        if (b->n) p->next[b->last] = c;
+        else b->first = c;
+        b->last = c;
     }
-    *list = i;
-    return n;
+    p->r[(size_t)b->last * CHUNK + at] = *r;
+    b->n++;
+    return OK;
+}
+static inline void sim_pool_fetch(const struct sim_pool *p, uint32_t chunk)
+{
+    const char *line = (const char *)(p->r + (size_t)chunk * CHUNK);
+    for (size_t i = 0; i < CHUNK * sizeof *p->r; i += 64) __builtin_prefetch(line + i);
+}
+static inline struct sim_cursor sim_bucket_take(struct sim_pool *p, struct sim_bucket *b)
+{
+    struct sim_cursor c = {b->first, 0, b->n};
+    if (c.n) sim_pool_fetch(p, c.chunk);
+    if (c.n > CHUNK) sim_pool_fetch(p, p->next[c.chunk]);
+    b->n = 0;
+    return c;
+}
+/* The pool may grow between calls. */
+static inline bool sim_cursor_next(struct sim_pool *p, struct sim_cursor *c, struct sim_request *r)
+{
+    if (c->n == 0) return false;
+    *r = p->r[(size_t)c->chunk * CHUNK + c->at];
+    c->n--;
+    if (++c->at == CHUNK || c->n == 0) {
+        uint32_t read = c->chunk;
+        c->chunk = p->next[read];
+        c->at = 0;
+        p->next[read] = p->free_head;
+        p->free_head = read;
+        if (c->n > CHUNK) sim_pool_fetch(p, p->next[c->chunk]);
+    }
+    return true;
+}
+enum status sim_wheel_init(struct sim_wheel *w);
+void sim_wheel_free(struct sim_wheel *w);
+enum status sim_wheel_open(struct sim_pool *p, struct sim_wheel *w, uint64_t at);
+/* What is due at `at`, which must not go down; nothing is put there afterwards. */
+static inline enum status sim_wheel_take(struct sim_pool *p, struct sim_wheel *w, uint64_t at,
+                                         struct sim_cursor *out)
+{
+    if (at / WHEEL_FINE != w->block) TRY(sim_wheel_open(p, w, at));
+    *out = sim_bucket_take(p, &w->fine[at % WHEEL_FINE]);
+    return OK;
+}
+/* r->next is set here: the step or epoch, modulo 2^32. */
+static inline enum status sim_wheel_put(struct sim_pool *p, struct sim_wheel *w, uint64_t at,
+                                        struct sim_request *r)
+{
+    r->next = (uint32_t)at;
+    return sim_bucket_put(p, at / WHEEL_FINE == w->block ? &w->fine[at % WHEEL_FINE]
+                                                         : &w->coarse[at / WHEEL_FINE %
+                                                                      WHEEL_COARSE], r);
 }
 
 /* sim_route.c */

@@ -25,29 +25,3 @@ enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r)
     q->n++;
     return OK;
 }
-
-uint32_t sim_pool_take(struct sim_pool *p)
-{
-    uint32_t i = p->free_head;
-    if (i) {
-        p->free_head = p->next[i];
-        return i;
-    }
-    if (p->used + 1 >= p->cap) {
-        uint32_t cap = p->cap ? p->cap + p->cap / 2 : 1 << 14;
-        struct sim_request *bigger = realloc(p->r, cap * sizeof *bigger);
-        if (!bigger) {
-            no_memory(cap * sizeof *bigger);
-            return 0;
-        }
-        p->r = bigger;
-        uint32_t *links = realloc(p->next, cap * sizeof *links);
-        if (!links) {
-            no_memory(cap * sizeof *links);
-            return 0;
-        }
-        p->next = links;
-        p->cap = cap;
-    }
-    return ++p->used;
-}

@@ -29,7 +29,7 @@ struct sim_request {
     uint32_t arrival;      /* ticks */
     uint32_t first_token;  /* ticks, once prefilled */
     uint32_t prompt;       /* tokens */
-    uint32_t next;         /* link, destination or tokens done, by where the request is */
+    uint32_t next;         /* due step, destination or tokens done, by where the request is */
     uint32_t touch;        /* second of the conversation's cache entry + 1; 0: it has none */
     uint16_t left;         /* output tokens still to come */
     uint16_t cached_pages; /* prefilled pages of the conversation that may be found */
