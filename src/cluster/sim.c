@@ -285,6 +285,7 @@ static enum status begin(struct sim *s)
     if (!c->trace)
         s->rate = c->requests / (c->hours * 3600) /
                   arrival_curve_mean(c->curve, c->start_hour, c->hours);
+    s->epochs_per_tick = 1e3 / SIM_TICKS_PER_S / (double)s->epoch_ms;
     s->tps_q10 = (int)lrint(c->tokens_per_step * 1024);
     s->mean_output = c->trace ? c->trace->output_tokens / (double)c->trace->n
                               : c->workload->mean_output;

@@ -75,7 +75,7 @@ static enum status finish(struct sim *s, struct decode_unit *u, struct sim_reque
         s->result->unit[s->hour * (s->np + s->nd) + s->np + u->id].requests++;
     if (s->cfg->trace || !workload_next(s->cfg->workload, r, &think)) return OK;
     r->arrival = end + think;
-    int64_t at = (int64_t)(r->arrival / SIM_TICKS_PER_S * 1e3) / s->epoch_ms;
+    int64_t at = (int64_t)(r->arrival * s->epochs_per_tick);
     if (at < s->epoch + 2) at = s->epoch + 2;
     if (at > s->epoch + WHEEL - 2) at = s->epoch + WHEEL - 2;
     s->due[at & (WHEEL - 1)]++;

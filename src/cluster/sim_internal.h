@@ -115,6 +115,7 @@ struct sim {
     double owed;                  /* new sessions that returning ones took from the curve, <= 0 */
     double mean_output;
     int64_t pages_per_request;
+    double epochs_per_tick;
     int tps_q10;
     size_t trace_at;
     uint8_t *trace_seen;          /* [max_block] */
@@ -136,10 +137,16 @@ static inline uint32_t sim_output_of(const struct sim *s, const struct sim_reque
 }
 
 /* sim_queue.c */
-enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r);
+enum status sim_queue_grow(struct sim_queue *q);
 static inline struct sim_request *sim_queue_at(const struct sim_queue *q, uint32_t i)
 {
     return &q->r[(q->head + i) & (q->cap - 1)];
+}
+static inline enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r)
+{
+    if (q->n == q->cap) TRY(sim_queue_grow(q));
+    *sim_queue_at(q, q->n++) = *r;
+    return OK;
 }
 static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
 {
@@ -149,31 +156,30 @@ static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
 
 /* sim_wheel.c */
 enum status sim_pool_grow(struct sim_pool *p);
-static inline enum status sim_bucket_put(struct sim_pool *p, struct sim_bucket *b,
-                                         const struct sim_request *r)
+static inline void sim_pool_fetch(const struct sim_pool *p, uint32_t chunk)
 {
-    uint32_t at = b->n % CHUNK;
+    const char *line = (const char *)(p->r + (size_t)chunk * CHUNK);
+    for (size_t i = 0; i < CHUNK * sizeof *p->r; i += 64) __builtin_prefetch(line + i, 1);
+}
+/* Room for one more request, or NULL without memory. */
+static inline struct sim_request *sim_bucket_add(struct sim_pool *p, struct sim_bucket *b)
+{
+    uint32_t at = b->n++ % CHUNK;
     if (at == 0) {
         uint32_t c = p->free_head;
         if (c) {
             p->free_head = p->next[c];
         } else {
-            if (p->used + 1 >= p->cap) TRY(sim_pool_grow(p));
+            if (p->used + 1 >= p->cap && sim_pool_grow(p) != OK) return NULL;
             c = ++p->used;
         }
+        sim_pool_fetch(p, c);
         p->next[c] = 0;
-        if (b->n) p->next[b->last] = c;
+        if (b->n > 1) p->next[b->last] = c;
         else b->first = c;
         b->last = c;
     }
-    p->r[(size_t)b->last * CHUNK + at] = *r;
-    b->n++;
-    return OK;
-}
-static inline void sim_pool_fetch(const struct sim_pool *p, uint32_t chunk)
-{
-    const char *line = (const char *)(p->r + (size_t)chunk * CHUNK);
-    for (size_t i = 0; i < CHUNK * sizeof *p->r; i += 64) __builtin_prefetch(line + i);
+    return &p->r[(size_t)b->last * CHUNK + at];
 }
 static inline struct sim_cursor sim_bucket_take(struct sim_pool *p, struct sim_bucket *b)
 {
@@ -210,14 +216,18 @@ static inline enum status sim_wheel_take(struct sim_pool *p, struct sim_wheel *w
     *out = sim_bucket_take(p, &w->fine[at % WHEEL_FINE]);
     return OK;
 }
-/* r->next is set here: the step or epoch, modulo 2^32. */
+/* The copy's `next` is the step or epoch, modulo 2^32. */
 static inline enum status sim_wheel_put(struct sim_pool *p, struct sim_wheel *w, uint64_t at,
-                                        struct sim_request *r)
+                                        const struct sim_request *r)
 {
-    r->next = (uint32_t)at;
-    return sim_bucket_put(p, at / WHEEL_FINE == w->block ? &w->fine[at % WHEEL_FINE]
-                                                         : &w->coarse[at / WHEEL_FINE %
-                                                                      WHEEL_COARSE], r);
+    uint64_t block = at / WHEEL_FINE;
+    struct sim_bucket *b = block == w->block ? &w->fine[at % WHEEL_FINE]
+                                             : &w->coarse[block % WHEEL_COARSE];
+    struct sim_request *to = sim_bucket_add(p, b);
+    if (!to) return ERR_RESOURCE;
+    *to = *r; /* first the whole, then the part: else the copy waits for the part's store */
+    to->next = (uint32_t)at;
+    return OK;
 }
 
 /* sim_route.c */
@@ -229,7 +239,7 @@ enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
 enum status sim_route_exchange(struct sim *s); /* swap and deliver */
 
 /* sim_prefill.c */
-int64_t prefill_request_work(const struct sim_request *r);
+uint32_t prefill_request_work(const struct sim_request *r);
 enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
                                  const struct sim_request *r);
 enum status prefill_unit_advance(struct sim *s, struct prefill_unit *u);

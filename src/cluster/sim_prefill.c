@@ -10,13 +10,13 @@ static uint32_t position(const struct sim_request *r)
     return cached + r->next;
 }
 
-static int64_t work_of(uint64_t pos, uint64_t n)
+static uint32_t work_of(uint64_t pos, uint64_t n)
 {
-    return (int64_t)(n + ((n * pos + n * (n + 1) / 2) >> 13));
+    return (uint32_t)(n + ((n * pos + n * (n + 1) / 2) >> 13));
 }
 
 /* In tokens, as balance/prefill_balance weighs it: pairs / 8192. */
-int64_t prefill_request_work(const struct sim_request *r)
+uint32_t prefill_request_work(const struct sim_request *r)
 {
     uint32_t pos = position(r);
     return work_of(pos, r->prompt - pos);
@@ -25,12 +25,13 @@ int64_t prefill_request_work(const struct sim_request *r)
 enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
                                  const struct sim_request *r)
 {
-    struct sim_request q = *r;
-    q.next = 0;
-    u->work += prefill_request_work(&q);
-    u->queued_tokens += q.prompt - position(&q);
+    TRY(sim_queue_push(&u->queue, r));
+    struct sim_request *q = sim_queue_at(&u->queue, u->queue.n - 1);
+    q->next = 0;
+    u->work += q->first_token; /* the work of it, until it has its first token */
+    u->queued_tokens += q->prompt - position(q);
     if (!u->stepping && u->clock < s->t1) u->clock = s->t1;
-    return sim_queue_push(&u->queue, &q);
+    return OK;
 }
 
 /* Takes requests in order until the chunk is full; only the last may be partial. */
@@ -98,15 +99,16 @@ static enum status end_step(struct sim *s, struct prefill_unit *u)
     u->stepping = false;
     for (uint32_t i = 0; i < u->finishing; i++) {
         struct sim_request r = *sim_queue_at(&u->queue, i);
-        u->work -= prefill_request_work(&r);
+        u->work -= r.first_token;
         TRY(finish_request(s, u, &r));
     }
     sim_queue_pop(&u->queue, u->finishing);
     if (u->partial) {
         struct sim_request *r = sim_queue_at(&u->queue, 0);
-        u->work -= prefill_request_work(r);
+        u->work -= r->first_token;
         r->next += u->partial;
-        u->work += prefill_request_work(r);
+        r->first_token = prefill_request_work(r);
+        u->work += r->first_token;
     }
     u->queued_tokens -= u->step_tokens;
     return OK;

@@ -94,9 +94,9 @@ enum status sim_route_prefill(struct sim *s, enum sim_box box, uint64_t *dealt,
 {
     int unit = deal(s->slots_p, dealt);
     r->next = 0;
-    int64_t work = prefill_request_work(r);
-    s->head[HEAD_LOADS + unit] += work;
-    s->routed[0] += work;
+    r->first_token = prefill_request_work(r);
+    s->head[HEAD_LOADS + unit] += r->first_token;
+    s->routed[0] += r->first_token;
     r->next = (uint32_t)unit;
     return box_put(&s->out[prefill_owner(s, unit)], box, r);
 }

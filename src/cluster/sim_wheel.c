@@ -43,7 +43,10 @@ enum status sim_wheel_open(struct sim_pool *p, struct sim_wheel *w, uint64_t at)
     w->block = at / WHEEL_FINE;
     struct sim_cursor c = sim_bucket_take(p, &w->coarse[w->block % WHEEL_COARSE]);
     struct sim_request r;
-    while (sim_cursor_next(p, &c, &r))
-        TRY(sim_bucket_put(p, &w->fine[r.next % WHEEL_FINE], &r));
+    while (sim_cursor_next(p, &c, &r)) {
+        struct sim_request *to = sim_bucket_add(p, &w->fine[r.next % WHEEL_FINE]);
+        if (!to) return ERR_RESOURCE;
+        *to = r;
+    }
     return OK;
 }

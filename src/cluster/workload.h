@@ -27,7 +27,7 @@ enum { DRAW_ENTRIES = 4096, WORKLOAD_PAGE_TOKENS = 64 };
 struct sim_request {
     uint64_t key;          /* the turn's random bits; trace: row number */
     uint32_t arrival;      /* ticks */
-    uint32_t first_token;  /* ticks, once prefilled */
+    uint32_t first_token;  /* ticks, once prefilled; its work until then */
     uint32_t prompt;       /* tokens */
     uint32_t next;         /* due step, destination or tokens done, by where the request is */
     uint32_t touch;        /* second of the conversation's cache entry + 1; 0: it has none */
