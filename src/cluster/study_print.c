@@ -84,7 +84,7 @@ void study_day_print(const struct study_plant *p, const struct study_day *d, FIL
     print_figures(d, out);
     for (int i = 0; i < 2; i++)
         if (note[i]) fprintf(out, "# %s unit: %s\n", i ? "decode" : "prefill", note[i]);
-    fprintf(out, "# simulated %.1f M requests in %.1f s wall, %.1f s CPU of this rank, %.0f MB\n",
+    fprintf(out, "# simulated %.1f M requests in %.1f s wall, %.2f s CPU of this rank, %.0f MB\n",
             (double)d->sim.requests_simulated / 1e6, d->sim.wall_s, d->sim.cpu_s,
             (double)d->sim.peak_bytes / 1e6);
 }

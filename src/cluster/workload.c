@@ -19,27 +19,44 @@ static double normal_quantile(double p)
     return x;
 }
 
+void workload_quantiles(double z[DRAW_ENTRIES])
+{
+    for (int i = 0; i < DRAW_ENTRIES; i++) z[i] = normal_quantile((i + 0.5) / DRAW_ENTRIES);
+}
+
+static double within(double v, double least, double most)
+{
+    return v < least ? least : v > most ? most : v;
+}
+
 /* Quantiles of a lognormal, scaled so that the table's own mean is `mean` before rounding; the
  * rounding carries its remainder from entry to entry, so the sum keeps it. */
-static void fill_table(double mean, double sigma, uint32_t least, uint32_t most,
-                       struct draw_table *t)
+static void fill_table(const double z[DRAW_ENTRIES], double mean, double sigma, uint32_t least,
+                       uint32_t most, struct draw_table *t)
 {
     static const int n = DRAW_ENTRIES;
     double x[DRAW_ENTRIES], scale = 1;
-    for (int i = 0; i < n; i++) x[i] = exp(sigma * normal_quantile((i + 0.5) / n));
+    for (int i = 0; i < n; i++) x[i] = exp(sigma * z[i]);
     for (int round = 0; round < 40; round++) { /* limits take mass away: scale again */
-        double sum = 0;
-        for (int i = 0; i < n; i++) sum += fmin(fmax(x[i] * scale, least), most);
+        double sum = 0, before = scale;
+        for (int i = 0; i < n; i++) sum += within(x[i] * scale, least, most);
         scale *= mean * n / sum;
+        if (fabs(scale - before) < 1e-14 * scale) break;
     }
     double carry = 0;
     for (int i = 0; i < n; i++) {
-        double v = fmin(fmax(x[i] * scale, least), most);
+        double v = within(x[i] * scale, least, most);
         double whole = floor(v + carry + 0.5);
         if (whole < least) whole = least;
         carry += v - whole;
         t->v[i] = (uint32_t)whole;
     }
+}
+
+void workload_output_table(const struct session_params *s, const double z[DRAW_ENTRIES],
+                           struct draw_table *out)
+{
+    fill_table(z, s->output_tokens, s->output_sigma, 1, 65535, out);
 }
 
 static enum status check(const struct session_params *s)
@@ -76,12 +93,14 @@ static double table_mean(const struct draw_table *t)
 
 enum status workload_build(const struct session_params *s, struct workload *w)
 {
+    double z[DRAW_ENTRIES];
     TRY(check(s));
     w->session = *s;
-    fill_table(s->first_tokens, s->first_sigma, 1, (uint32_t)s->max_prompt, &w->first);
-    fill_table(s->followup_tokens, s->followup_sigma, 1, (uint32_t)s->max_prompt, &w->followup);
-    fill_table(s->output_tokens, s->output_sigma, 1, 65535, &w->output);
-    fill_table(s->think_s * SIM_TICKS_PER_S, s->think_sigma, (uint32_t)SIM_TICKS_PER_S,
+    workload_quantiles(z);
+    fill_table(z, s->first_tokens, s->first_sigma, 1, (uint32_t)s->max_prompt, &w->first);
+    fill_table(z, s->followup_tokens, s->followup_sigma, 1, (uint32_t)s->max_prompt, &w->followup);
+    workload_output_table(s, z, &w->output);
+    fill_table(z, s->think_s * SIM_TICKS_PER_S, s->think_sigma, (uint32_t)SIM_TICKS_PER_S,
                (uint32_t)(6000 * SIM_TICKS_PER_S), &w->think);
     w->go_on = (uint32_t)lrint((1 - 1 / s->turns) * 65536);
     w->mean_output = table_mean(&w->output);

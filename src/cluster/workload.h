@@ -58,6 +58,10 @@ struct workload {
 };
 
 enum status workload_build(const struct session_params *session, struct workload *out);
+/* Its parts, for the fit: the standard normal's quantiles, and the table of answers alone. */
+void workload_quantiles(double z[DRAW_ENTRIES]);
+void workload_output_table(const struct session_params *s, const double z[DRAW_ENTRIES],
+                           struct draw_table *out);
 
 /* Tokens of the answer of a turn. */
 static inline uint32_t workload_output(const struct workload *w, uint64_t key)

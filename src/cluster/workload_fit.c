@@ -28,15 +28,16 @@ static enum status possible(const struct workload_targets *t)
 /* The log-sigma at which mean prompt + answers' own part equals the KV target. */
 static enum status fit_sigma(const struct workload_targets *t, struct session_params *s)
 {
-    struct workload w;
-    double lo = 0, hi = 2.5;
+    struct draw_table answers;
+    double z[DRAW_ENTRIES], lo = 0, hi = 2.5;
+    workload_quantiles(z);
     for (int i = 0; i < 40; i++) {
         double sum = 0, square = 0;
         s->output_sigma = 0.5 * (lo + hi);
-        TRY(workload_build(s, &w));
+        workload_output_table(s, z, &answers);
         for (int k = 0; k < DRAW_ENTRIES; k++) {
-            sum += w.output.v[k];
-            square += (double)w.output.v[k] * w.output.v[k];
+            sum += answers.v[k];
+            square += (double)answers.v[k] * answers.v[k];
         }
         if (t->prompt + 0.5 * (square / sum - 1) < t->kv_per_output) lo = s->output_sigma;
         else hi = s->output_sigma;
@@ -66,8 +67,11 @@ enum status workload_fit(const struct workload_targets *t, uint64_t seed,
                              "mean prompt of %g; lower session.returned or followup_tokens",
                              t->hit_ratio, s->turns, growth, s->returned, t->output,
                              s->followup_tokens, t->prompt);
-        if (round == 0) TRY(fit_sigma(t, s));
-        TRY(workload_build(s, &w));
+        TRY(workload_build(s, &w)); /* also checks the given ones */
+        if (round == 0) {
+            TRY(fit_sigma(t, s));
+            TRY(workload_build(s, &w));
+        }
         workload_measure(&w, seed, FIT_SESSIONS, means);
         if (round == FIT_ROUNDS) break;
         double q = 1 - 1 / s->turns;
