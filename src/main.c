@@ -26,6 +26,7 @@ static bool always(int argc, char **argv)
 static const struct cmd cmds[] = {
     {"run", "generate for every request of a token file", cmd_run, always},
     {"study", "simulate days and sweep deployments of a cluster", cmd_study, always},
+    {"calibrate", "measure this host, for predictions of runs", cmd_calibrate, always},
     {"slurm", "print an sbatch file for a job", cmd_slurm, NULL},
     {"bench", "time the kernels and the all-to-all, each verified first", cmd_bench,
      cmd_bench_needs_mpi},
