@@ -79,6 +79,16 @@ double engine_kv_row_bytes(const struct engine_unit *u)
            (u->numerics == JOB_NUMERICS_FP32 ? 4.0 : 2.0);
 }
 
+double engine_token_bytes(const struct engine_unit *u)
+{
+    const struct model_config *c = u->model;
+    double q = (double)c->heads * (q_dim(c) + c->dim_v);
+    double own = 4.0 * c->hidden + q + c->kv_lora + c->dim_rope + c->q_lora;
+    double kv = (double)c->heads * (c->dim_nope + c->dim_v) * 2;
+    double routed = (double)c->topk * (2.0 * c->hidden + 2 * c->moe_intermediate);
+    return 4 * (own + kv + routed);
+}
+
 static double mlp_bytes(const struct engine_unit *u, int inner)
 {
     struct host_weights up = weights(linear_type(u), inner, inner, u->model->hidden);
@@ -183,6 +193,13 @@ double engine_segment_us(const struct engine_unit *u, const struct host_view *v,
     return us + host_prefill_us(v, &h, n, pos0);
 }
 
+double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m,
+                      double keys, double parts)
+{
+    struct host_heads h = heads_of(u->model);
+    return host_decode_us(v, &h, m, keys, parts);
+}
+
 static void attention(const struct engine_unit *u, const struct host_view *v,
                       const struct engine_load *l, struct engine_stages *out)
 {
@@ -192,9 +209,8 @@ static void attention(const struct engine_unit *u, const struct host_view *v,
     double end = project_out_us(u, v, m) + host_rows_us(v, SPEED_RMSNORM, m, c->hidden) +
                  gate_us(u, v, m);
     if (!u->decode) {
-        out->us[STAGE_ATTN] = begin + l->core_us + end;
+        out->us[STAGE_ATTN] = begin + end;
     } else {
-        struct host_heads h = heads_of(c);
         struct host_weights uk = weights(plain_type(u), c->kv_lora, 0, c->dim_nope);
         struct host_weights uv = weights(plain_type(u), c->dim_v, 0, c->kv_lora);
         struct host_spread all = host_spread_equal(c->heads, m);
@@ -202,7 +218,6 @@ static void attention(const struct engine_unit *u, const struct host_view *v,
             begin + convert_us(u, v, uk.type, m, (double)c->heads * q_dim(c)) +
             host_product_us(v, &uk, &all) + host_rows_us(v, SPEED_COPY, m * c->heads, c->dim_rope);
         out->us[STAGE_ATTN_1] =
-            host_decode_us(v, &h, m, l->keys, l->parts) +
             convert_us(u, v, uv.type, m, (double)c->heads * c->kv_lora) +
             host_product_us(v, &uv, &all) + end;
     }

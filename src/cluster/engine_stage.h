@@ -29,21 +29,17 @@ struct engine_unit {
                                         * rows, sum 1; borrowed */
 };
 
-/* One micro-batch on the busiest rank. */
+/* One micro-batch on the busiest rank; core attention is not part of it. */
 struct engine_load {
     double tokens;
     double unit_tokens;   /* over all ranks, mean per rank */
-    double step_tokens;   /* of all micro-batches, per rank: decides what stays in a cache */
-    double core_us;       /* prefill: attention over its segments, one layer; see
-                           * engine_segment_us */
-    double context;       /* prefill: keys of all segments, for the cache */
-    double keys, parts;   /* decode: of all requests; see host_decode_features */
     double head_calls, head_rows;  /* calls of the head's product, rows in all */
     double sampled_rows, logprob_rows;
 };
 
 struct engine_stages {
-    double us[STAGE_COUNT];       /* a layer's op; ATTN* and MLP with the all-to-all's work */
+    double us[STAGE_COUNT];       /* a layer's op without core attention; ATTN* and MLP with the
+                                   * all-to-all's work */
     double dense_saves_us;        /* less in the attention of a layer without experts */
     double first_saves_us;        /* less in layer 0's attention: nothing to collect */
     double head_collects_us;      /* collecting the last layer, part of HEAD */
@@ -55,15 +51,19 @@ enum status engine_unit_check(const struct engine_unit *u);
 /* How the unit finds the host in a step of so many tokens a rank and KV bytes read. */
 struct host_view engine_unit_view(const struct engine_unit *u, double tokens, double kv_bytes);
 
-/* Attention of one layer over a segment [pos0, pos0 + n) of a prompt. */
+/* Core attention of one layer: a segment [pos0, pos0 + n) of a prompt; m requests with `keys` keys
+ * in all, in `parts` parts (host_decode_features). */
 double engine_segment_us(const struct engine_unit *u, const struct host_view *v, double n,
                          double pos0);
+double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m,
+                      double keys, double parts);
 void engine_stages_at(const struct engine_unit *u, const struct host_view *v,
                       const struct engine_load *load, struct engine_stages *out);
 
 /* Bytes of weights that a step of `tokens` tokens a rank reads on a node. */
 double engine_step_bytes(const struct engine_unit *u, double tokens);
-/* Bytes of KV of one token in one layer. */
+/* Bytes of KV of one token in one layer; of activations of one token of a step. */
 double engine_kv_row_bytes(const struct engine_unit *u);
+double engine_token_bytes(const struct engine_unit *u);
 
 #endif

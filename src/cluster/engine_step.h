@@ -9,12 +9,22 @@
 #include "cluster/engine_stage.h"
 #include "schedule/list_sim.h"
 
+enum { ENGINE_MEMO = 256 };
+struct engine_memo {
+    struct engine_load load;
+    double cold;
+    bool used;
+    struct engine_stages stages;
+};
+
 struct engine_step {
     struct engine_unit unit;
     struct schedule list;
     double *end_s;                          /* [n_ops] scratch */
     bool *moe;                              /* [layers] */
     struct engine_stages stages[SCHEDULE_MAX_MB];
+    double core_us[SCHEDULE_MAX_MB];        /* of the step that is being timed */
+    struct engine_memo *memo;               /* [ENGINE_MEMO] stages of loads seen before */
 };
 
 struct engine_step_time {
@@ -29,8 +39,10 @@ enum status engine_step_create(const struct engine_unit *unit, int micro_batches
                                struct engine_step *out);
 void engine_step_free(struct engine_step *s);
 
-/* load: [micro-batches]; rows: requests of the step on the busiest rank. */
+/* load, core_us: [micro-batches]; core_us: core attention of one layer; rows: requests of the step
+ * on the busiest rank. */
 void engine_step_time(struct engine_step *s, const struct host_view *v,
-                      const struct engine_load *load, double rows, struct engine_step_time *out);
+                      const struct engine_load *load, const double *core_us, double rows,
+                      struct engine_step_time *out);
 
 #endif
