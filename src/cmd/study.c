@@ -5,6 +5,7 @@
 #include "cluster/study_sweep.h"
 #include "cmd/cmd.h"
 #include "cmd/exchange_mpi.h"
+#include "cmd/study_job.h"
 #include "cmd/study_unit.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -35,6 +36,10 @@ static void help(void)
          "  --progress       a line every 5 s\n"
          "  --force          replace an existing results file\n"
          "  --dump-config    print the study with all its defaults, and stop\n"
+         "  --hardware FILE  with a job file of `moebatch run` instead of a study: predicts the run\n"
+         "                   on the host that `moebatch calibrate` measured into FILE (default\n"
+         "                   inputs/hardware/this-machine.yaml); --set KEY=VALUE and --force as\n"
+         "                   above, --output FILE.h5 keeps the figures\n"
          "  --unit ...       tables of one prefill and one decode unit: see study --unit --help\n"
          "\nKeys of the study file; `sweep: {KEY: [VALUE, ...]}` runs every combination:");
     study_help(stdout);
@@ -190,6 +195,8 @@ enum status cmd_study(int argc, char **argv)
         help();
         return OK;
     }
+    for (int i = 1; i < argc; i++)
+        if (argv[i][0] != '-' && study_is_job(argv[i])) return cmd_study_job(argc, argv);
     struct study_args a;
     struct study s;
     struct exchange ex;
