@@ -97,8 +97,10 @@ static bool choose_ranks(struct sim *m, int64_t i)
     const struct job_role *p = m->mixed ? &m->s->job->mixed : &m->s->job->prefill;
     f->pages = decode_expected_pages(prompt, (uint32_t)q->output, 0, m->db.mean_output,
                                      (uint32_t)m->s->job->kv.page_tokens);
-    f->prefill = prefill_balance_pick(&m->pb, prompt, NULL);
+    uint64_t most = 2 * (uint64_t)p->chunk_tokens; /* router_queue_limit */
+    f->prefill = prefill_balance_pick(&m->pb, prompt, NULL, most);
     f->decode = -1;
+    if (f->prefill < 0) return false;
     if (m->mixed) {
         if (!decode_balance_admits(&m->db, f->prefill, f->pages, prompt))
             f->prefill = decode_balance_pick(&m->db, f->pages, prompt);
@@ -107,7 +109,7 @@ static bool choose_ranks(struct sim *m, int64_t i)
         f->decode = decode_balance_pick(&m->db, f->pages, prompt);
     }
     if (f->prefill < 0 || ((m->mixed || q->output > 1) && f->decode < 0)) return false;
-    return m->pb.tokens[f->prefill] <= 2 * (uint64_t)p->chunk_tokens;
+    return m->pb.tokens[f->prefill] <= most;
 }
 
 static void send_out(struct sim *m)
