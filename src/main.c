@@ -78,7 +78,9 @@ static enum status run_command(const struct cmd *cmd, int argc, char **argv)
     log_init(rank, rank == 0);
     if (st == OK) st = cmd->fn(argc, argv);
 
-    bool alone = size > 1 && (st == ERR_COMM || st == ERR_BUG);
+    /* A rank without a message was told by rank 0, which ends the job when its files are written. */
+    bool told = rank != 0 && !*error_text();
+    bool alone = size > 1 && !told && (st == ERR_COMM || st == ERR_BUG);
     if (st != OK && (st != ERR_INVALID || *error_text())) print_error(st, rank, alone);
     fflush(stdout);
     if (mpi && alone) MPI_Abort(MPI_COMM_WORLD, (int)st);

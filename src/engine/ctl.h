@@ -25,7 +25,10 @@ enum ctl_kind {
     CTL_STATS,   /* every rank -> router at the end: struct rank_row, expert load */
     CTL_TRACE,   /* every rank -> router at the end: trace events */
     CTL_ERROR,   /* failing rank -> router: struct wire_error */
-    CTL_ABORT    /* router -> all: unwind */
+    CTL_ABORT,   /* router -> all: unwind */
+    CTL_STUCK,   /* any rank -> rank 0: the watchdog's alarm */
+    CTL_ASK,     /* rank 0 -> all: what do you wait for? */
+    CTL_STATE    /* any rank -> rank 0: struct watch_report */
 };
 
 struct ctl_part {

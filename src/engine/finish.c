@@ -4,6 +4,7 @@
 #include "core/log.h"
 #include "engine/interrupt.h"
 #include "engine/start.h"
+#include "engine/watch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -87,9 +88,11 @@ static enum status send_figures(struct engine *e)
 static enum status poll_until(struct engine *e, bool (*fn)(const struct engine *))
 {
     while (!fn(e)) {
+        watch_beat();
         TRY(ctl_poll(e->rank.ctl));
         TRY(e->rank.failed);
         if (e->rank.router) TRY(router_failure(e->rank.router));
+        TRY(inquiry_poll(&e->rank));
         clock_sleep_us(300);
     }
     return OK;
@@ -146,6 +149,7 @@ static enum status build(struct engine *e, bool complete, struct summary *summar
         .id_bytes = complete ? router_id_bytes(e->rank.router) : RESULTS_ID_MAX,
         .pending_id = pending_id,
         .pending_ctx = e,
+        .moved = watch_move,
         .attrs = attrs,
         .n_attrs = (size_t)n,
         .prices = e->prices,
@@ -201,9 +205,14 @@ static enum status write_results(struct engine *e)
 
 enum status finish_job(struct engine *e)
 {
+    watch_owes(false);
+    watch_phase(WATCH_RESULTS);
+    watch_point("results");
     TRY(send_figures(e));
+    watch_wait(e->world_rank == 0 ? WATCH_FIGURES : WATCH_LAST);
     if (e->world_rank != 0) return poll_until(e, all_sent);
     TRY(poll_until(e, all_reported));
+    watch_wait(WATCH_NO);
     TRY(router_close_trace(e->rank.router));
     return write_results(e);
 }

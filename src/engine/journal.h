@@ -100,6 +100,7 @@ struct journal_build {
     /* custom_id of a request without record, into buf[RESULTS_ID_MAX + 1]; NULL = "" */
     enum status (*pending_id)(void *ctx, int64_t index, char *buf);
     void *pending_ctx;
+    void (*moved)(void); /* called now and then, for a watchdog; or NULL */
     const struct results_attr *attrs; /* provenance: version, git, argv, yaml, hosts, ... */
     size_t n_attrs;
     struct account_prices prices;

@@ -58,6 +58,7 @@ static enum status put_requests(struct builder *b)
         TRY(journal_read_request(b->j, i, &row));
         summary_add_request(b->summary, &row);
         TRY(results_put_request(b->file, &row));
+        if (b->build->moved) b->build->moved();
     }
     return OK;
 }

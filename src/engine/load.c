@@ -5,6 +5,7 @@
 #include "core/log.h"
 #include "engine/interrupt.h"
 #include "engine/start.h"
+#include "engine/watch.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -72,9 +73,17 @@ static int32_t *own_slots(const struct engine *e)
     return own;
 }
 
+/* Loading takes minutes for a large model: it shows life, and a signal ends it. */
+static enum status loading(void)
+{
+    watch_move();
+    return interrupt_check();
+}
+
 static enum status pack(struct engine *e)
 {
     struct rank *r = &e->rank;
+    r->weights.check = loading;
     e->expert_memory = r->lane.dev->alloc(r->lane.dev, r->weights.private_bytes + 64);
     int32_t *slots = own_slots(e);
     if (!e->expert_memory || !slots) {
@@ -98,6 +107,7 @@ enum status start_weights(struct engine *e)
     enum status st = node_share(&e->node, "the packed weights",
                                 e->rank.weights.shared_bytes + 64, &e->weights);
     TRY(agree(MPI_COMM_WORLD, st));
+    watch_point("load");
     TRY(agree(MPI_COMM_WORLD, pack(e)));
     MPI_Barrier(e->node.comm);
     unsigned long long read = e->rank.weights.bytes_read, sum = 0;
@@ -173,6 +183,7 @@ static enum status make_model(struct engine *e)
     if (r->ep) TRY(replica_tables(e));
     forward_init(&r->forward, &r->model, r->replica, rank_clock, r);
     r->forward.check = interrupt_check;
+    r->forward.runner.note = watch_op;
     for (int i = 0; i < MODEL_MICROBATCHES; i++)
         r->row_seq[i] = calloc((size_t)rows, sizeof *r->row_seq[i]);
     r->pick_rows = calloc((size_t)rows, sizeof *r->pick_rows);

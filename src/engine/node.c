@@ -1,6 +1,7 @@
 /* node.c */
 #include "engine/node.h"
 
+#include "engine/watch.h"
 #include "transport/shm.h"
 
 #include <stdio.h>
@@ -50,7 +51,9 @@ enum status agree(MPI_Comm comm, enum status mine)
     MPI_Comm_rank(comm, &rank);
     MPI_Comm_size(comm, &size);
     int first = mine == OK ? size : rank, lowest = size;
+    watch_wait(WATCH_MEET);
     MPI_Allreduce(&first, &lowest, 1, MPI_INT, MPI_MIN, comm);
+    watch_wait(WATCH_NO);
     if (lowest == size) return OK;
     struct {
         int status;

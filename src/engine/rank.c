@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "engine/interrupt.h"
 #include "engine/router.h"
+#include "engine/watch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -46,12 +47,16 @@ static void receive_abort(struct rank *r, const void *data)
 void rank_message(void *rank, int from, enum ctl_kind kind, const void *data, size_t bytes)
 {
     struct rank *r = rank;
+    watch_move();
     switch (kind) {
     case CTL_REQUEST: receive_request(r, data, bytes); return;
     case CTL_KV: rank_receive_kv(r, data, bytes); return;
     case CTL_START: rank_receive_start(r, data, bytes); return;
     case CTL_STOP: r->stopping = true; return;
     case CTL_ABORT: receive_abort(r, data); return;
+    case CTL_STUCK:
+    case CTL_ASK:
+    case CTL_STATE: inquiry_message(r, kind, data, bytes); return;
     default: router_message(r->router, from, kind, data, bytes); return;
     }
 }
@@ -59,15 +64,18 @@ void rank_message(void *rank, int from, enum ctl_kind kind, const void *data, si
 enum status rank_poll(void *rank)
 {
     struct rank *r = rank;
+    watch_beat();
     TRY(ctl_poll(r->ctl));
     TRY(r->failed);
     TRY(interrupt_check());
+    TRY(inquiry_poll(r));
     return r->router ? router_serve(r->router) : OK;
 }
 
 void rank_kernel_poll(void *rank)
 {
     struct rank *r = rank;
+    watch_beat();
     transport_poll(r->transport);
     enum status st = ctl_poll(r->ctl);
     if (st != OK && r->failed == OK) r->failed = st;
@@ -183,6 +191,8 @@ static enum status one_step(struct rank *r, enum tick_kind kind)
     memset(&r->forward.runner.stats, 0, sizeof r->forward.runner.stats);
     r->step_start = rank_now(r);
     r->last_kind = kind;
+    watch_step(kind == TICK_DECODE, r->taken[kind == TICK_DECODE]++);
+    watch_point(kind == TICK_DECODE ? "decode" : "prefill");
     TRY(kind == TICK_PREFILL ? rank_prefill_step(r) : rank_decode_step(r));
     fill_report(r, &r->forward.runner.stats, attn0, rows0);
     return rank_poll(r);

@@ -10,6 +10,7 @@
 #include "balance/eplb.h"
 #include "config/job.h"
 #include "engine/ctl.h"
+#include "engine/inquiry.h"
 #include "engine/sequence.h"
 #include "engine/tick.h"
 #include "ep/ep.h"
@@ -71,13 +72,15 @@ struct rank {
     struct tick_report report;
 
     struct rank_stats stats;
-    int64_t steps[2];               /* prefill, decode steps of the unit so far */
+    int64_t steps[2];               /* leader: prefill, decode steps of the unit that are reported */
+    int64_t taken[2];               /* steps of the unit begun, this one included */
     double step_start;
     enum tick_kind last_kind;
     struct trace_buf trace;
     bool stopping;                  /* leader: the router said that no more work comes */
     enum status failed;             /* set by message handlers */
     enum status aborted;            /* rank 0 ends the job with this status */
+    struct inquiry inquiry;
     struct router *router;          /* world rank 0 only */
 };
 

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "engine/router_state.h"
+#include "engine/watch.h"
 #include "engine/wire.h"
 
 #include <errno.h>
@@ -50,6 +51,7 @@ static enum status take_over(struct router *r)
         if (!journal_has(r->s.journal, i)) continue;
         struct request_row row;
         TRY(journal_read_request(r->s.journal, i, &row));
+        watch_move();
         TRY(router_account_for(r, &row));
     }
     return OK;
@@ -69,7 +71,8 @@ enum status router_create(const struct router_setup *setup, struct router **out)
     size_t cells = (size_t)setup->layers * (size_t)(setup->experts > 0 ? setup->experts : 1);
     r->expert_load = calloc(cells, sizeof *r->expert_load);
     r->rank_rows = calloc((size_t)setup->ranks, sizeof *r->rank_rows);
-    if (!r->expert_load || !r->rank_rows)
+    r->reported = calloc((size_t)setup->ranks, sizeof *r->reported);
+    if (!r->expert_load || !r->rank_rows || !r->reported)
         return error_set(ERR_RESOURCE, "no memory for the job's figures");
     const char *path = setup->job->responses;
     if (path[0]) {
@@ -96,6 +99,7 @@ void router_free(struct router *r)
     free(r->id);
     free(r->expert_load);
     free(r->rank_rows);
+    free(r->reported);
     free(r);
 }
 
@@ -239,6 +243,7 @@ static enum status stop_units(struct router *r)
 enum status router_serve(struct router *r)
 {
     TRY(r->failed);
+    watch_owes(r->in_flight > 0);
     if (!r->stopped) {
         TRY(send_out(r));
         if (r->finished == r->count) {
@@ -266,6 +271,12 @@ int router_stats_received(const struct router *r)
     bool traced = r->s.trace_path[0];
     return traced && r->traces_received < r->stats_received ? r->traces_received
                                                             : r->stats_received;
+}
+
+void router_awaited(const struct router *r, uint8_t *bits)
+{
+    for (int i = 0; i < r->s.ranks; i++)
+        if (!r->reported[i]) bits[i / 8] |= (uint8_t)(1u << i % 8);
 }
 
 const int64_t *router_expert_load(const struct router *r)

@@ -54,6 +54,8 @@ enum status router_close_trace(struct router *r);
 /* Ranks whose closing figures have arrived. */
 int router_stats_received(const struct router *r);
 struct router_order_report router_order_report(const struct router *r);
+/* Sets the bits of the ranks whose closing figures have not arrived. */
+void router_awaited(const struct router *r, uint8_t *bits);
 /* Rows routed by the gates, summed over ranks: [layers][experts]. */
 const int64_t *router_expert_load(const struct router *r);
 /* The error that a rank reported, as status; its text is in error_text. */

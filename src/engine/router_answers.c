@@ -138,6 +138,7 @@ static enum status stats_message(struct router *r, const void *data, size_t byte
     struct rank_row row;
     memcpy(&row, data, sizeof row);
     r->rank_rows[row.rank] = row;
+    r->reported[row.rank] = true;
     size_t cells = (bytes - sizeof row) / sizeof(int64_t);
     const char *at = (const char *)data + sizeof row;
     for (size_t i = 0; i < cells; i++) {

@@ -53,6 +53,7 @@ struct router {
     int64_t prompt_done, prefill_tokens, decode_tokens;
     int64_t *expert_load;
     struct rank_row *rank_rows; /* [ranks] as they arrive */
+    bool *reported;             /* [ranks] its row has arrived */
     int stats_received, id_bytes;
     double next_tick, next_snapshot;
     struct trace_writer trace;

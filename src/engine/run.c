@@ -9,15 +9,18 @@
 #include "core/nap.h"
 #include "engine/interrupt.h"
 #include "engine/start.h"
+#include "engine/watch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static enum status timed(struct engine *e, const char *name, enum status (*phase)(struct engine *))
+static enum status timed(struct engine *e, const char *name, enum watch_phase which,
+                         enum status (*phase)(struct engine *))
 {
     double begin = clock_now_s();
+    watch_phase(which);
     enum status st = phase(e);
     if (st == OK) st = agree(MPI_COMM_WORLD, interrupt_check());
     if (st == OK) log_info("%s: %.2f s", name, clock_now_s() - begin);
@@ -26,28 +29,28 @@ static enum status timed(struct engine *e, const char *name, enum status (*phase
 
 static enum status start(struct engine *e)
 {
-    TRY(timed(e, "job and model", start_job));
+    TRY(timed(e, "job and model", WATCH_JOB, start_job));
     if (e->setup->dump_config) return OK;
-    TRY(timed(e, "units", start_units));
+    TRY(timed(e, "units", WATCH_UNITS, start_units));
     log_info("%d ranks on %d host(s), isa %s, %d thread(s) a rank; %s", e->world_size,
              e->node.count, e->kernels.name, e->job.threads_per_rank,
              e->job.mixed.present ? "mixed units" : "prefill and decode units");
-    TRY(timed(e, "sizes", start_sizes));
-    TRY(timed(e, "weights", start_weights));
-    TRY(timed(e, "model", start_model));
-    return timed(e, "files", start_files);
+    TRY(timed(e, "sizes", WATCH_SIZES, start_sizes));
+    TRY(timed(e, "weights", WATCH_WEIGHTS, start_weights));
+    TRY(timed(e, "model", WATCH_MODEL, start_model));
+    return timed(e, "files", WATCH_FILES, start_files);
 }
 
 /* Rank 0 may notice that a wait was cut off before it hears who cut it off and why. */
 static enum status hear_reason(struct engine *e, enum status st)
 {
-    enum { PATIENCE_MS = 1000 };
+    const double until = clock_now_s() + 1;
     struct rank *r = &e->rank;
-    if (e->world_rank != 0 || st != ERR_COMM || !r->router) return st;
+    if (e->world_rank != 0 || st != ERR_COMM || !r->router || r->inquiry.judged) return st;
     char own[512];
     snprintf(own, sizeof own, "%s", error_text());
     error_clear();
-    for (int ms = 0; ms < PATIENCE_MS && router_failure(r->router) == OK; ms++) {
+    while (clock_now_s() < until && router_failure(r->router) == OK) {
         (void)ctl_poll(r->ctl);
         clock_sleep_us(1000);
     }
@@ -60,8 +63,9 @@ static enum status hear_reason(struct engine *e, enum status st)
 static enum status spread_failure(struct engine *e, enum status st)
 {
     struct rank *r = &e->rank;
-    enum { PATIENCE_MS = 3000, SENDING_MS = 200 };
+    const double patience_s = 3, sending_s = 0.2;
     if (!r->ctl) return st;
+    watch_phase(WATCH_LEAVE);
     st = hear_reason(e, st);
     if (e->world_rank == 0) {
         int32_t status = (int32_t)st;
@@ -78,9 +82,12 @@ static enum status spread_failure(struct engine *e, enum status st)
         (void)ctl_send(r->ctl, 0, CTL_ERROR, &part, 1);
     }
     if (r->transport) transport_abort(r->transport);
-    for (int ms = 0; ms < PATIENCE_MS && r->aborted == OK; ms++) {
+    const double begin = clock_now_s();
+    while (clock_now_s() < begin + patience_s && r->aborted == OK) {
         (void)ctl_poll(r->ctl);
-        if (e->world_rank == 0 && (ms >= SENDING_MS || ctl_outstanding(r->ctl) == 0)) break;
+        if (e->world_rank == 0 &&
+            (clock_now_s() > begin + sending_s || ctl_outstanding(r->ctl) == 0))
+            break;
         clock_sleep_us(1000);
     }
     return r->aborted != OK ? r->aborted : st;
@@ -106,8 +113,10 @@ static enum status meet(struct engine *e)
     for (;;) {
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
         if (done) return OK;
+        watch_beat();
         TRY(ctl_poll(e->rank.ctl));
         TRY(e->rank.aborted);
+        TRY(inquiry_poll(&e->rank));
         clock_sleep_us(1000);
     }
 }
@@ -123,11 +132,13 @@ enum status engine_run(const struct engine_setup *setup)
     interrupt_install();
     log_init(e->world_rank, e->world_rank == 0 && !setup->dump_config);
     enum status st = node_create(MPI_COMM_WORLD, &e->node);
+    if (st == OK) st = watch_create(&e->node, e->world_rank, e->world_size, setup->job->watchdog_s);
     if (st == OK) st = start(e);
     if (st == OK && setup->dump_config) {
         if (e->world_rank == 0) job_dump(&e->job, false, stdout);
     } else if (st == OK) {
         nap_hold(true);
+        watch_phase(WATCH_SERVE);
         st = rank_loop(&e->rank);
         if (st == OK) st = finish_job(e);
         nap_hold(false);
@@ -137,12 +148,18 @@ enum status engine_run(const struct engine_setup *setup)
         }
     }
     lock_release(&e->lock);
+    watch_phase(e->world_rank == 0 || st != OK ? WATCH_LEAVE : WATCH_RESULTS);
     if ((st == OK || st == ERR_INVALID) && !setup->dump_config) {
         enum status met = meet(e);
         if (met != OK) st = met;
     }
     /* After a failure peers may be gone: memory is left to the end of the process. */
-    if (st != OK && st != ERR_INVALID) return st;
+    if (st != OK && st != ERR_INVALID) {
+        /* What rank 0 has told all is rank 0's to print, and to end. */
+        if (e->world_rank != 0 && e->rank.aborted != OK) error_clear();
+        return st;
+    }
+    watch_destroy();
     free_collective(e);
     finish_free(e);
     free(e);

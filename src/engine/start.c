@@ -6,6 +6,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "engine/binding.h"
+#include "engine/watch.h"
 #include "model/kernels_compose.h"
 #include "moe/moe.h"
 
@@ -144,6 +145,7 @@ static enum status read_inputs(struct engine *e)
 enum status start_job(struct engine *e)
 {
     e->job = *e->setup->job;
+    watch_point("start");
     TRY(agree(MPI_COMM_WORLD, open_model(e)));
     TRY(agree(MPI_COMM_WORLD, resolve(e)));
     size_t cells = (size_t)e->cfg->layers * (size_t)(e->cfg->experts + 1);
@@ -205,6 +207,7 @@ enum status start_units(struct engine *e)
     r->world_rank = e->world_rank;
     r->world_size = e->world_size;
     place_rank(e);
+    TRY(watch_names(MPI_COMM_WORLD, r->unit_name, r->host));
     int color = r->unit + (r->role == RANK_DECODE ? e->job.prefill.units : 0);
     MPI_Comm_split(MPI_COMM_WORLD, color, e->world_rank, &e->unit_comm);
     MPI_Comm_set_name(e->unit_comm, r->unit_name);

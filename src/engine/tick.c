@@ -1,6 +1,8 @@
 /* tick.c - window of a rank: the leader's word, then (used on the leader) a report per rank. */
 #include "engine/tick.h"
 
+#include "engine/watch.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -133,9 +135,11 @@ static void collect(struct tick *t)
 static enum status lead(struct tick *t,
                         void (*done)(void *, const struct tick_report *, int))
 {
+    watch_wait(WATCH_REPORTS);
     TRY(wait_until(t->waiter, missing_reports, t));
     collect(t);
     if (done) done(t->arg, t->reports, t->ranks);
+    watch_wait(WATCH_WORK);
     TRY(wait_until(t->waiter, missing_work, t));
     TRY(t->failed);
     uint64_t word = (uint64_t)decide(t);
@@ -158,14 +162,33 @@ enum status tick_next(struct tick *t, const struct tick_report *report,
     t->rounds++;
     t->told = report->work;
     size_t at = REPORT_AT + (size_t)t->rank * REPORT_BYTES;
-    TRY(transport_put_signal(t->waiter->transport, t->window, 0, at, report, sizeof *report,
+    struct tick_report mine = *report;
+    mine.round = (uint32_t)t->rounds;
+    TRY(transport_put_signal(t->waiter->transport, t->window, 0, at, &mine, sizeof mine,
                              SIGNAL_REPORT, 1));
     TRY(transport_flush(t->waiter->transport));
     if (t->rank == 0) TRY(lead(t, done));
+    watch_wait(WATCH_WORD);
     TRY(wait_until(t->waiter, missing_word, t));
+    watch_wait(WATCH_NO);
     TRY(t->failed);
     uint64_t word;
     memcpy(&word, own(t) + WORD_AT, sizeof word);
     *next = t->last = (enum tick_kind)word;
     return OK;
+}
+
+void tick_awaited(const struct tick *t, uint8_t *marks)
+{
+    const char *own = transport_ptr(t->window, t->rank);
+    memset(marks, 0, (size_t)t->ranks);
+    if (t->rank != 0) {
+        marks[0] = transport_signal_value(t->window, SIGNAL_STEP) < t->rounds;
+        return;
+    }
+    for (int r = 0; r < t->ranks; r++) {
+        struct tick_report report;
+        memcpy(&report, own + REPORT_AT + (size_t)r * REPORT_BYTES, sizeof report);
+        marks[r] = report.round != (uint32_t)t->rounds;
+    }
 }

@@ -27,6 +27,7 @@ struct tick_report {
     float attn_work, expert_rows;
     float wall_s, compute_s, exposed_s;
     float stage_s[8]; /* attn, dispatch, mlp, shared, combine, head, unused */
+    uint32_t round;   /* set by tick_next: which report of this rank it is */
 };
 
 struct tick;
@@ -42,5 +43,9 @@ enum status tick_next(struct tick *t, const struct tick_report *report,
                       uint32_t (*work)(void *arg), bool (*stop)(void *arg),
                       void (*done)(void *arg, const struct tick_report *reports, int ranks),
                       void *arg, enum tick_kind *next);
+
+/* While tick_next waits: marks[r] = 1 for the ranks of the unit whose report (on the leader) or
+ * word (elsewhere: the leader) has still to come. */
+void tick_awaited(const struct tick *t, uint8_t *marks);
 
 #endif

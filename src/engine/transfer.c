@@ -3,6 +3,7 @@
  */
 #include "core/clock.h"
 #include "engine/rank.h"
+#include "engine/watch.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ bool rank_alloc_pages(struct rank *r, int n, int32_t *out)
 enum status rank_send_pages(struct rank *r, struct sequence *s, int layer, int page0, int n)
 {
     enum { PAGES_A_MESSAGE = 16 };
+    watch_point("transfer");
     struct ctl_part part[PAGES_A_MESSAGE + 1];
     for (int at = page0; at < page0 + n; at += PAGES_A_MESSAGE) {
         int count = page0 + n - at < PAGES_A_MESSAGE ? page0 + n - at : PAGES_A_MESSAGE;

@@ -36,7 +36,7 @@ struct ep_backend {
     enum status (*combine_begin)(struct ep_group *, struct ep_op *, enum dtype y_type,
                                  const void *y, int ldy);
     enum status (*combine_finish)(struct ep_group *, struct ep_op *, float *out, int ldo);
-    void (*describe_wait)(const struct ep_group *, const struct ep_op *, char *buf, size_t bytes);
+    const char *(*awaited)(const struct ep_group *, const struct ep_op *, uint8_t *marks);
 };
 extern const struct ep_backend ep_backend_host;
 

@@ -146,9 +146,10 @@ struct ep_stats ep_statistics(const struct ep_group *g)
     return g->stats;
 }
 
-void ep_describe_wait(const struct ep_group *g, int op, char *buf, size_t bytes)
+const char *ep_awaited(const struct ep_group *g, int op, uint8_t *marks)
 {
-    g->backend->describe_wait(g, &g->op[op], buf, bytes);
+    memset(marks, 0, (size_t)g->topo->ranks);
+    return g->backend->awaited(g, &g->op[op], marks);
 }
 
 /* ---- operations ---- */

@@ -120,8 +120,9 @@ enum status ep_combine_begin(struct ep_group *g, int op, enum dtype y_type, cons
 /* out: [m, ldo] FP32 = the COMBINE tree over each token's rows (without shared expert). */
 enum status ep_combine_finish(struct ep_group *g, int op, float *out, int ldo);
 
-/* Which ranks op still waits for, as text ("dispatch rows of ranks 3 7"), for a watchdog. */
-void ep_describe_wait(const struct ep_group *g, int op, char *buf, size_t bytes);
+/* What op still waits for ("dispatch rows"; "" for nothing), for a watchdog; marks[r] = 1 for the
+ * ranks of the unit that it has to come from. */
+const char *ep_awaited(const struct ep_group *g, int op, uint8_t *marks);
 
 /* Traffic of this rank since creation. */
 struct ep_stats {

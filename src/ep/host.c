@@ -326,24 +326,6 @@ static enum status dispatch_finish(struct ep_group *g, struct ep_op *op, struct 
 
 /* ---- what an operation waits for ---- */
 
-struct text {
-    char *buf;
-    size_t bytes, used;
-};
-
-static void add_number(struct text *t, int number)
-{
-    if (t->used >= t->bytes) return;
-    int n = snprintf(t->buf + t->used, t->bytes - t->used, " %d", number);
-    t->used += n > 0 ? (size_t)n : 0;
-}
-
-static struct text text_start(char *buf, size_t bytes, const char *what)
-{
-    int n = snprintf(buf, bytes, "%s", what);
-    return (struct text){buf, bytes, n > 0 ? (size_t)n : 0};
-}
-
 static uint32_t own_word(const struct ep_group *g, size_t offset)
 {
     const struct host *h = g->impl;
@@ -353,7 +335,7 @@ static uint32_t own_word(const struct ep_group *g, size_t offset)
 }
 
 /* Counts, or the rows with their counts in low-latency mode: first word = operation number. */
-static void describe_counts(const struct ep_group *g, const struct ep_op *op, struct text *t)
+static void mark_counts(const struct ep_group *g, const struct ep_op *op, uint8_t *marks)
 {
     const struct ep_layout *lo = &g->layout;
     int i = ep_op_index(g, op), parity = (int)(op->number % EP_PARITY);
@@ -361,20 +343,20 @@ static void describe_counts(const struct ep_group *g, const struct ep_op *op, st
     size_t at = fixed ? lo->fixed_counts[i][parity] : lo->counts[i][parity];
     size_t pitch = fixed ? (size_t)lo->local * 8 : (size_t)(1 + g->p.slots) * 4;
     for (int r = 0; r < g->topo->ranks; r++)
-        if (own_word(g, at + (size_t)r * pitch) != (uint32_t)(op->number + 1)) add_number(t, r);
+        if (own_word(g, at + (size_t)r * pitch) != (uint32_t)(op->number + 1)) marks[r] = 1;
 }
 
-static void describe_rows(const struct ep_group *g, const struct ep_op *op, struct text *t)
+static void mark_rows(const struct ep_group *g, const struct ep_op *op, uint8_t *marks)
 {
     const struct host *h = g->impl;
     int i = ep_op_index(g, op);
     for (int r = 0; r < g->topo->ranks; r++)
         if (ep_round_source(&h->op[i].counted, r, op->round) &&
             own_word(g, g->layout.arrived[i] + (size_t)r * 4) != ep_stamp(op->number, op->round))
-            add_number(t, r);
+            marks[r] = 1;
 }
 
-static void describe_returns(const struct ep_group *g, const struct ep_op *op, struct text *t)
+static void mark_returns(const struct ep_group *g, const struct ep_op *op, uint8_t *marks)
 {
     const struct host *h = g->impl;
     const struct host_op *ho = &h->op[ep_op_index(g, op)];
@@ -386,32 +368,28 @@ static void describe_returns(const struct ep_group *g, const struct ep_op *op, s
         if (op->route.reduced) rows -= ho->staged[r];
         int rounds = op->mode == EP_NORMAL ? ep_rounds_mine(&ho->counted, r) : 1;
         if (rows > 0 && own_word(g, at + (size_t)r * 4) != ep_stamp(op->number, rounds - 1))
-            add_number(t, r);
+            marks[r] = 1;
     }
     for (int n = 0; n < g->topo->nodes && op->route.reduced; n++)
         if (ho->reducers[n] > 0 &&
             own_word(g, at + (size_t)(R + n) * 4) != ep_stamp(op->number, 0))
-            add_number(t, h->gateway[n]);
+            marks[h->gateway[n]] = 1;
 }
 
-static void describe_wait(const struct ep_group *g, const struct ep_op *op, char *buf,
-                          size_t bytes)
+static const char *awaited(const struct ep_group *g, const struct ep_op *op, uint8_t *marks)
 {
     const struct host *h = g->impl;
-    struct text t;
-    if (op->state == EP_FREE || op->state == EP_RECEIVED) {
-        snprintf(buf, bytes, "nothing");
-    } else if (op->state == EP_RETURNED && !op->more) {
-        t = text_start(buf, bytes, "combine rows of ranks");
-        describe_returns(g, op, &t);
-    } else if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting) {
-        t = text_start(buf, bytes, "dispatch rows of ranks");
-        describe_rows(g, op, &t);
-    } else {
-        t = text_start(buf, bytes, op->mode == EP_NORMAL ? "dispatch counts of ranks"
-                                                         : "dispatch rows of ranks");
-        describe_counts(g, op, &t);
+    if (op->state == EP_FREE || op->state == EP_RECEIVED) return "";
+    if (op->state == EP_RETURNED && !op->more) {
+        mark_returns(g, op, marks);
+        return "combine rows";
     }
+    if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting) {
+        mark_rows(g, op, marks);
+        return "dispatch rows";
+    }
+    mark_counts(g, op, marks);
+    return op->mode == EP_NORMAL ? "dispatch counts" : "dispatch rows";
 }
 
 const struct ep_backend ep_backend_host = {
@@ -423,5 +401,5 @@ const struct ep_backend ep_backend_host = {
     .dispatch_next = host_normal_next,
     .combine_begin = host_combine_begin,
     .combine_finish = host_combine_finish,
-    .describe_wait = describe_wait,
+    .awaited = awaited,
 };

@@ -42,7 +42,7 @@ struct ep_entry {
     uint32_t stamp;
 };
 
-/* Beside each signal that ends a message, for ep_describe_wait: which operation and round. */
+/* Beside each signal that ends a message, for ep_awaited: which operation and round. */
 static inline uint32_t ep_stamp(uint64_t number, int round)
 {
     return ((uint32_t)number + 1) << 8 | (uint32_t)(round < 255 ? round : 255);

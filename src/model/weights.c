@@ -4,6 +4,7 @@
  */
 #include "model/weights.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -357,8 +358,14 @@ static enum status pack_absorbed(struct weights *w, struct weight_item *it)
     return st;
 }
 
+static enum status check(const struct weights *w)
+{
+    return w->check && omp_get_thread_num() == 0 ? w->check() : OK;
+}
+
 static enum status pack_item(struct weights *w, struct weight_item *it)
 {
+    TRY(check(w));
     if (it->kind == ITEM_MATRIX)
         return pack_stack(w, it->layer, -1, it->sources, it->role, it->mat);
     if (it->kind != ITEM_VECTOR) return pack_absorbed(w, it);
@@ -411,7 +418,8 @@ enum status weights_pack_experts(struct weights *w, const int32_t *slot_expert, 
         struct layer_weights *lw = &w->layer[i / slots];
         if (!lw->moe || st != OK) continue;
         int l = i / slots, s = i % slots, x = slot_expert[i];
-        enum status one = pack_stack(w, l, x, 2, up, &lw->expert_up[s]);
+        enum status one = check(w);
+        if (one == OK) one = pack_stack(w, l, x, 2, up, &lw->expert_up[s]);
         if (one == OK) one = pack_stack(w, l, x, 1, down, &lw->expert_down[s]);
         if (one != OK) {
 #pragma omp critical

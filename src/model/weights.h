@@ -54,6 +54,8 @@ struct weights {
     int items;
     size_t shared_bytes, private_bytes;
     uint64_t bytes_read;         /* checkpoint bytes this rank has packed */
+    /* Asked by one thread now and then while packing: a failure ends it; or NULL. */
+    enum status (*check)(void);
 };
 
 enum status weights_plan(const struct checkpoint *ck, const struct kernels *k,

@@ -85,6 +85,7 @@ static enum status finish_open(struct run *run, int slot)
     struct runner *r = run->r;
     const struct op *op = &run->s->ops[run->open[slot]];
     bool complete = r->table->comm_test && r->table->comm_test(r->ctx, op);
+    if (r->note) r->note(r->note_arg, op, true);
     double t0 = run_now(run);
     TRY(r->table->comm_finish(r->ctx, op));
     double t1 = run_now(run);
@@ -133,6 +134,7 @@ static enum status run_compute(struct run *run, const struct op *op)
                              stage_name(op->stage), op->mb, op->layer);
     }
     TRY(begin_ready(run)); /* a finish may have made room */
+    if (r->note) r->note(r->note_arg, op, false);
     double t0 = run_now(run);
     TRY(r->table->compute(r->ctx, op));
     double t1 = run_now(run);

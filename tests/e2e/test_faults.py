@@ -193,6 +193,119 @@ def test_killed_rank(jobs, victim, keys, partial):
     jobs.run(4, job, timeout=60).failed(3, "--force")
 
 
+# ---- a rank in a chosen place ----
+
+# Where MOEBATCH_TEST_HOLD can hold a rank (engine/watch.h), and a rank of SPLIT that comes there.
+PLACES = {"start": 2, "load": 1, "prefill": 1, "transfer": 1, "decode": 3, "results": 2}
+
+
+def held(jobs, monkeypatch, place, rank, count=60, **keys):
+    """A job whose rank stands still at `place`, and that rank's process."""
+    monkeypatch.setenv("MOEBATCH_TEST_HOLD", f"{place}:{rank}")
+    lines = [line(f"h{i}", p, max_tokens=4 + i % 9, ignore_eos=True)
+             for i, p in enumerate(prompts_of(count, [9, 30, 70], vocab=120))]
+    run = Background(jobs, 4, jobs.job(lines, journal_fsync_s=0.2, **{**SPLIT, **keys}))
+    monkeypatch.delenv("MOEBATCH_TEST_HOLD")
+    run.seen = ""
+    while f"stops at {place}\n" not in run.seen:
+        text = run.process.stderr.readline()
+        assert text, f"ended before {place}\n{run.seen}"
+        run.seen += text
+    return run, int(run.seen.rsplit(" stops at ", 1)[0].rsplit(" ", 1)[1])
+
+
+def test_killed_in_every_phase(jobs, monkeypatch):
+    """All jobs at once: mpirun takes seconds to end each."""
+    runs = [(place, rank, *held(jobs, monkeypatch, place, rank)) for place, rank in PLACES.items()]
+    for _, _, _, pid in runs:
+        os.kill(pid, signal.SIGKILL)
+    for place, rank, run, _ in runs:
+        seconds = run.end(KILLED_S)
+        print(f"# rank {rank} killed at {place}: all gone after {seconds:.2f} s, exit {run.code}")
+        assert run.code == 128 + signal.SIGKILL, place
+        for text in (f"rank {rank}", socket.gethostname(), "signal 9"):
+            assert text in run.err, run.err
+        run.check_nothing_is_left()
+
+
+# ---- a rank that stands still ----
+
+def watched(run):
+    """Exit code 5 and one verdict, which is returned."""
+    seconds = run.end(60)
+    verdicts = [x for x in run.err.splitlines() if "watchdog: no progress" in x]
+    print(f"# all gone after {seconds:.2f} s: {verdicts}")
+    assert run.code == 5 and len(verdicts) == 1, f"exit {run.code}\n{run.err}"
+    run.check_nothing_is_left()
+    return verdicts[0]
+
+
+# (where it stands still, whether it is stopped or only does not come back, what the verdict says)
+STANDSTILLS = [
+    ("load", True, ["rank 1 on {host} (prefill0, start: weights), its process is stopped"]),
+    ("load", False, ["3 ranks wait for rank 1 on {host} (prefill0, start: weights), it computes"]),
+    ("prefill", True, ["rank 1 on {host} (prefill0, prefill step 0", "its process is stopped",
+                       "Waiting: rank 0 on {host} (prefill0, prefill step 0, layer 1, DISPATCH)",
+                       "for its dispatch counts", "--resume"]),
+    ("transfer", False, ["rank 1 on {host} (prefill0, prefill step 0, layer 0, ATTN)",
+                         "does not answer"]),
+    ("decode", False, ["1 rank waits for rank 3 on {host} (decode0, decode step 0",
+                       "does not answer", "Waiting: rank 2 on {host} (decode0, decode step 0, "
+                       "layer 1, DISPATCH) for its dispatch rows"]),
+    ("results", True, ["rank 2 on {host} (decode0, results), its process is stopped",
+                       "Waiting: rank 0 on {host} (prefill0, results) for its closing figures"]),
+]
+
+
+def test_watchdog_names_the_rank(jobs, monkeypatch):
+    runs = []
+    for place, stop, texts in STANDSTILLS:
+        run, pid = held(jobs, monkeypatch, place, PLACES[place], watchdog_s=2)
+        if stop:
+            os.kill(pid, signal.SIGSTOP)
+        runs.append((run, texts))
+    for run, texts in runs:
+        verdict = watched(run)
+        for text in texts:
+            assert text.format(host=socket.gethostname()) in verdict, verdict
+
+
+def test_watchdog_without_rank_0(jobs):
+    """It is rank 0 that stands still: the others' threads say so and end the job."""
+    run = Background(jobs, 4, long_job(jobs, watchdog_s=1, mixed={"ep": 4}))
+    run.wait_for_answers()
+    os.kill(run.ranks()[0], signal.SIGSTOP)
+    verdict = watched(run)
+    for text in ("rank 0 said nothing", "3 ranks wait for rank 0", "its process is stopped"):
+        assert text in verdict, verdict
+
+
+def test_watchdog_over_mpi(jobs):
+    """Ranks that share no memory with the stopped one, nor with each other."""
+    run = Background(jobs, 4, long_job(jobs, watchdog_s=1, **SPLIT, ranks_per_node=1))
+    run.wait_for_answers()
+    os.kill(run.ranks()[3], signal.SIGSTOP)
+    verdict = watched(run)
+    assert "rank 3 on" in verdict and "its process is stopped" in verdict, verdict
+    assert finished_in(read_journal(run.journal)[0])
+
+
+def test_watchdog_is_patient(jobs):
+    """A rank that stops again and again, never for long, is slow and not lost."""
+    lines = [line(f"p{i}", [9 + i], max_tokens=20, ignore_eos=True) for i in range(200)]
+    run = Background(jobs, 4, jobs.job(lines, watchdog_s=3, mixed={"ep": 4, "max_batch": 8}))
+    run.wait_for_answers()
+    victim = run.ranks()[2]
+    for _ in range(6):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP)
+            time.sleep(0.2)
+            os.kill(victim, signal.SIGCONT)
+            time.sleep(0.05)
+    run.end(60)
+    assert run.code == 0 and "watchdog" not in run.err, run.err
+
+
 def check_partial(path):
     with h5py.File(path) as f:
         assert f.attrs["status"] == "partial"

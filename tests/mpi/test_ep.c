@@ -96,9 +96,13 @@ static struct unit *running;
 
 static void on_alarm(int sig)
 {
-    char text[2][160] = {"", ""};
-    for (int i = 0; i < 2 && running && running->g; i++)
-        ep_describe_wait(running->g, i, text[i], sizeof text[i]);
+    static char text[2][160];
+    static uint8_t marks[1024];
+    for (int i = 0; i < 2 && running && running->g; i++) {
+        size_t at = (size_t)snprintf(text[i], sizeof text[i], "%s of", ep_awaited(running->g, i, marks));
+        for (int r = 0; r < running->ranks && at < sizeof text[i]; r++)
+            if (marks[r]) at += (size_t)snprintf(text[i] + at, sizeof text[i] - at, " %d", r);
+    }
     fprintf(stderr, "HUNG (signal %d) rank %d case %s: op 0 %s; op 1 %s\n", sig,
             running ? running->rank : -1, running ? running->c->name : "-", text[0], text[1]);
     _exit(99);
