@@ -136,7 +136,8 @@ static enum status judge(struct rank *r)
     enum status st = OK;
     struct verdict *v = malloc(sizeof *v);
     struct watch_name *names = malloc((size_t)r->world_size * sizeof *names);
-    if (v && names && still_stuck(r)) {
+    bool late = clock_now_s() > q->deadline_s + watch_limit_s() / 2; /* itself stopped meanwhile */
+    if (v && names && !late && !watch_said() && still_stuck(r)) {
         for (int i = 0; i < r->world_size; i++) watch_name(i, &names[i]);
         verdict_find(q->reports, watch_report_bytes(), names, r->world_size, watch_limit_s(), v);
         if (v->answers)

@@ -72,7 +72,7 @@ struct rank {
     struct tick_report report;
 
     struct rank_stats stats;
-    int64_t steps[2];               /* leader: prefill, decode steps of the unit that are reported */
+    int64_t steps[2];               /* leader: prefill, decode steps reported so far */
     int64_t taken[2];               /* steps of the unit begun, this one included */
     double step_start;
     enum tick_kind last_kind;

@@ -202,6 +202,11 @@ bool watch_alarm(void)
     return watch && atomic_load_explicit(&watch->alarm, memory_order_relaxed);
 }
 
+bool watch_said(void)
+{
+    return watch && atomic_load(&watch->board->printing);
+}
+
 double watch_limit_s(void)
 {
     return watch ? watch->limit_s : 0;
@@ -248,7 +253,7 @@ static bool alarming(const struct watch *w, struct slot *s, double quiet, double
     }
 }
 
-static bool look(struct watch *w, double now)
+static bool look(struct watch *w, double now, bool slept)
 {
     bool alarm = false, all_meet = true;
     double last_move = 0;
@@ -256,8 +261,8 @@ static bool look(struct watch *w, double now)
         struct slot *s = slot_at(w, i);
         struct sight *seen = &w->sight[i];
         uint64_t moves = GET(s, moves), beats = GET(s, beats);
-        if (moves != seen->moves) seen->moved_s = now;
-        if (beats != seen->beats) seen->beat_s = now;
+        if (slept || moves != seen->moves) seen->moved_s = now;
+        if (slept || beats != seen->beats) seen->beat_s = now;
         seen->moves = moves;
         seen->beats = beats;
         double sign = seen->moved_s > seen->beat_s ? seen->moved_s : seen->beat_s;
@@ -320,9 +325,12 @@ static void *thread_main(void *arg)
 {
     struct watch *w = arg;
     double period = w->limit_s / LOOKS > 5 ? 5 : w->limit_s / LOOKS, since = 0;
+    double last = clock_now_s();
     while (!sleep_or_stop(w, period)) {
         double now = clock_now_s();
-        bool alarm = look(w, now);
+        /* A process that was stopped itself has seen nothing meanwhile and accuses nobody. */
+        bool alarm = look(w, now, now - last >= w->limit_s / 2 + period);
+        last = now;
         if (!alarm) since = 0;
         if (alarm && since == 0) since = now;
         atomic_store_explicit(&w->alarm, alarm, memory_order_relaxed);

@@ -51,6 +51,8 @@ void watch_point(const char *name);
 /* ---- the alarm ---- */
 
 bool watch_alarm(void);
+/* A thread of this host has spoken already: its processes are about to end. */
+bool watch_said(void);
 double watch_limit_s(void);
 /* How long ranks have to answer rank 0; the thread leaves more than twice as much to rank 0. */
 double watch_patience_s(void);

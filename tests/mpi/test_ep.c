@@ -99,7 +99,8 @@ static void on_alarm(int sig)
     static char text[2][160];
     static uint8_t marks[1024];
     for (int i = 0; i < 2 && running && running->g; i++) {
-        size_t at = (size_t)snprintf(text[i], sizeof text[i], "%s of", ep_awaited(running->g, i, marks));
+        const char *what = ep_awaited(running->g, i, marks);
+        size_t at = (size_t)snprintf(text[i], sizeof text[i], "%s of", what);
         for (int r = 0; r < running->ranks && at < sizeof text[i]; r++)
             if (marks[r]) at += (size_t)snprintf(text[i] + at, sizeof text[i] - at, " %d", r);
     }
