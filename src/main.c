@@ -27,6 +27,7 @@ static const struct cmd cmds[] = {
     {"run", "generate for every request of a token file", cmd_run, always},
     {"study", "simulate days and sweep deployments of a cluster", cmd_study, always},
     {"calibrate", "measure this host, for predictions of runs", cmd_calibrate, always},
+    {"plan", "ranks, memory, time and cost of a job before it runs", cmd_plan, NULL},
     {"slurm", "print an sbatch file for a job", cmd_slurm, NULL},
     {"bench", "time the kernels and the all-to-all, each verified first", cmd_bench,
      cmd_bench_needs_mpi},

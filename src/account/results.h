@@ -95,7 +95,10 @@ struct rank_row {
     int64_t kv_pages, kv_pages_peak; /* pool size, most in use at once */
     int64_t moved_out;   /* times that a request gave up its pages for host memory */
     int64_t expert_rows; /* rows through its routed experts */
-    int64_t memory_bytes; /* device memory held at the end */
+    int64_t memory_bytes; /* device memory held at the end: the next four */
+    int64_t experts_bytes, kv_bytes, activation_bytes, alltoall_bytes;
+    int64_t planned_bytes; /* what the start of the job expected those four to be together */
+    int64_t resident_bytes; /* private memory of the process that the host has given it */
 };
 
 /* One start of the job. */

@@ -58,6 +58,12 @@ static const struct column rank_columns[] = {
     I64(struct rank_row, moved_out, "requests"),
     I64(struct rank_row, expert_rows, "rows"),
     I64(struct rank_row, memory_bytes, "bytes"),
+    I64(struct rank_row, experts_bytes, "bytes"),
+    I64(struct rank_row, kv_bytes, "bytes"),
+    I64(struct rank_row, activation_bytes, "bytes"),
+    I64(struct rank_row, alltoall_bytes, "bytes"),
+    I64(struct rank_row, planned_bytes, "bytes"),
+    I64(struct rank_row, resident_bytes, "bytes"),
 };
 
 static const struct column attempt_columns[] = {

@@ -67,6 +67,11 @@ const char *tensor_part_name(enum tensor_part part)
     return (unsigned)part < PART_COUNT ? names[part] : "?";
 }
 
+enum tensor_part tensor_role_part(enum tensor_role role)
+{
+    return roles[role].part;
+}
+
 static int64_t dim_size(const struct model_config *c, enum dim d)
 {
     switch (d) {

@@ -49,6 +49,7 @@ enum tensor_part {
     PART_HEAD, PART_COUNT
 };
 const char *tensor_part_name(enum tensor_part part);
+enum tensor_part tensor_role_part(enum tensor_role role);
 
 enum { TENSOR_NAME_MAX = 128 };
 

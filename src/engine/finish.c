@@ -1,6 +1,7 @@
 /* finish.c - phase 8, the end of a job: every rank's figures, the results file, the closing table.
  */
 #include "core/clock.h"
+#include "core/host_memory.h"
 #include "core/log.h"
 #include "engine/interrupt.h"
 #include "engine/start.h"
@@ -12,14 +13,30 @@
 
 /* ---- 8. the end ----------------------------------------------------------------------------- */
 
+static void fill_memory(const struct engine *e, struct rank_row *row)
+{
+    const struct rank *r = &e->rank;
+    const struct rank_memory *p = &e->planned;
+    struct model_memory act = model_memory_held(&r->model);
+    struct ep_memory ep = {0};
+    if (r->ep) ep = ep_memory_held(r->ep);
+    row->experts_bytes = (int64_t)r->weights.private_bytes;
+    row->kv_bytes = (int64_t)((size_t)r->pool.pages * r->page_layer_bytes * (size_t)e->cfg->layers);
+    row->activation_bytes = (int64_t)(act.start + act.context + act.routed);
+    row->alltoall_bytes = (int64_t)(ep.window + ep.heap);
+    row->memory_bytes =
+        row->experts_bytes + row->kv_bytes + row->activation_bytes + row->alltoall_bytes;
+    row->planned_bytes = (int64_t)(p->experts + p->kv + p->activations + p->growth + p->ep);
+    row->resident_bytes = (int64_t)process_memory_private();
+}
+
 static void fill_rank_row(const struct engine *e, struct rank_row *row)
 {
-    static const char *const roles[] = {"prefill", "decode", "mixed"};
     const struct rank *r = &e->rank;
     memset(row, 0, sizeof *row);
     snprintf(row->host, sizeof row->host, "%s", r->host);
     snprintf(row->unit, sizeof row->unit, "%s", r->unit_name);
-    snprintf(row->role, sizeof row->role, "%s", roles[r->role]);
+    snprintf(row->role, sizeof row->role, "%s", rank_role_name(r->role));
     row->attempt = e->attempt;
     row->rank = r->world_rank;
     row->node = r->node;
@@ -37,9 +54,7 @@ static void fill_rank_row(const struct engine *e, struct rank_row *row)
     row->kv_pages_peak = r->stats.kv_pages_peak;
     row->moved_out = r->stats.swaps;
     row->expert_rows = r->model.expert_rows;
-    row->memory_bytes = (int64_t)(r->weights.private_bytes +
-                                  (size_t)r->pool.pages * r->page_layer_bytes *
-                                      (size_t)e->cfg->layers);
+    fill_memory(e, row);
 }
 
 /* /experts/placement: each unit's leader tells its own. */

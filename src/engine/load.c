@@ -137,23 +137,11 @@ static enum status make_schedules(struct engine *e)
     return st;
 }
 
-/* Rows of one micro-batch: a whole chunk may fall into one (its attention work may be tiny); a
- * decode batch is halved. */
-static int max_rows(const struct engine *e)
-{
-    const struct rank *r = &e->rank;
-    int mbs = r->cfg->microbatches > 0 ? r->cfg->microbatches : 1;
-    int decode = r->role == RANK_PREFILL ? 0 : (r->cfg->max_batch + mbs - 1) / mbs;
-    int prefill = r->role == RANK_DECODE ? 0 : r->cfg->chunk_tokens;
-    return decode > prefill ? decode : prefill;
-}
-
 static enum status make_kv(struct engine *e)
 {
     struct rank *r = &e->rank;
-    enum dtype kv = model_kv_type(r->weights.numerics);
     int pages = e->pages[r->role == RANK_DECODE];
-    size_t page_bytes = model_page_bytes(e->cfg, kv, e->job.kv.page_tokens);
+    size_t page_bytes = memory_page_bytes(&e->job, e->cfg);
     r->page_layer_bytes = page_bytes / (size_t)e->cfg->layers;
     e->cache = r->lane.dev->alloc(r->lane.dev, (size_t)pages * page_bytes);
     if (!e->cache) return error_set(ERR_RESOURCE, "no memory for %d KV pages", pages);
@@ -172,9 +160,8 @@ static double rank_clock(void *rank)
 static enum status make_model(struct engine *e)
 {
     struct rank *r = &e->rank;
-    int rows = max_rows(e);
-    struct model_limits limits = {rows, e->cfg->max_positions, r->role != RANK_DECODE,
-                                  r->role != RANK_PREFILL};
+    struct model_limits limits = memory_model_limits(&e->job, e->cfg, r->role);
+    int rows = limits.max_rows;
     TRY(make_kv(e));
     TRY(model_create(&r->weights, &r->lane, &limits, e->job.kv.page_tokens, (int)r->pool.pages,
                      e->cache, &r->model));

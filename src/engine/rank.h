@@ -11,6 +11,7 @@
 #include "config/job.h"
 #include "engine/ctl.h"
 #include "engine/inquiry.h"
+#include "engine/rank_map.h"
 #include "engine/sequence.h"
 #include "engine/tick.h"
 #include "ep/ep.h"
@@ -19,8 +20,6 @@
 #include "model/sampling.h"
 
 struct router;
-
-enum rank_role { RANK_PREFILL, RANK_DECODE, RANK_MIXED };
 
 struct rank_stats {
     double compute_s, exposed_s, step_s;

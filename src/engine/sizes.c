@@ -1,10 +1,11 @@
-/* sizes.c - phase 3: how many KV pages, how large the buffers, and whether the host holds it all.
+/* sizes.c - phase 3: how many KV pages, how large the buffers, and whether the host holds it all;
+ * the arithmetic is engine/memory's.
  */
 #include "core/host_memory.h"
 #include "core/log.h"
-#include "engine/memory.h"
 #include "engine/start.h"
 
+#include <limits.h>
 #include <string.h>
 
 static double gib(double bytes)
@@ -12,59 +13,54 @@ static double gib(double bytes)
     return bytes / (double)(1u << 30);
 }
 
-/* auto: what is useful, within this rank's share of half the host's free memory. */
-static int choose_pages(const struct engine *e, enum rank_role role, size_t page_bytes,
-                        double share_bytes)
-{
-    if (e->job.kv.pages_per_rank != JOB_AUTO) return e->job.kv.pages_per_rank;
-    double pages = memory_useful_pages(&e->job, e->cfg, role);
-    double fit = share_bytes / (double)page_bytes;
-    if (pages > fit) pages = fit;
-    if (pages > 1e9) pages = 1e9;
-    return pages < 1 ? 1 : (int)pages;
-}
-
-static enum status measure(struct engine *e, struct rank_memory *n)
+/* Everything but the pages, and how many of those this rank would like. Decode ranks speak for
+ * pages[1], the others for pages[0]. */
+static enum status measure(struct engine *e, double have, struct rank_memory *n)
 {
     struct rank *r = &e->rank;
     int slots = (e->cfg->experts + r->cfg->redundant_experts) / r->cfg->ep;
     TRY(weights_plan(e->ck, &e->kernels, (enum numerics)e->job.numerics, slots, &r->weights));
-    int nodes = transport_topology(r->transport)->nodes;
-    e->ep_params = memory_ep_params(&e->job, e->cfg, r->role, r->weights.experts_fp8, nodes);
-    size_t page_bytes = memory_page_bytes(&e->job, e->cfg);
-    double share = 0.5 * (double)host_memory_available() / e->node.size;
-    enum rank_role first = e->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
-    e->pages[0] = choose_pages(e, first, page_bytes, share);
-    e->pages[1] = e->job.mixed.present ? e->pages[0]
-                                       : choose_pages(e, RANK_DECODE, page_bytes, share);
-    int pages = e->pages[r->role == RANK_DECODE];
-    TRY(memory_of_rank(&e->job, e->cfg, &r->weights, r->role, nodes, pages, n));
-    n->shared /= e->node.size;
+    struct memory_facts facts = {r->role, transport_topology(r->transport)->nodes, 0, &r->weights};
+    e->ep_params = memory_ep_params(&e->job, e->cfg, r->role, r->weights.experts_fp8, facts.nodes);
+    TRY(memory_of_rank(&e->job, e->cfg, &facts, n));
+    e->pages[r->role == RANK_DECODE] =
+        memory_choose_pages(&e->job, e->cfg, r->role, have / e->node.size);
     return OK;
+}
+
+/* Ranks of all hosts find the same pages: the smallest. What the ranks of this host then need. */
+static void agree_on_pages(struct engine *e, struct rank_memory *n, struct rank_memory *sum)
+{
+    MPI_Allreduce(MPI_IN_PLACE, e->pages, 2, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
+    if (e->job.mixed.present) e->pages[1] = e->pages[0];
+    memory_set_pages(&e->job, e->cfg, e->rank.role, e->pages[e->rank.role == RANK_DECODE], n);
+    struct rank_memory mine = *n;
+    mine.shared /= e->node.size;
+    MPI_Allreduce(&mine, sum, MEMORY_PARTS, MPI_DOUBLE, MPI_SUM, e->node.comm);
 }
 
 enum status start_sizes(struct engine *e)
 {
     struct rank_memory n, sum;
     memset(&n, 0, sizeof n);
-    TRY(agree(MPI_COMM_WORLD, measure(e, &n)));
-    /* Ranks of a host must find the same pages: the smallest. */
-    MPI_Allreduce(MPI_IN_PLACE, e->pages, 2, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
-    MPI_Allreduce(&n, &sum, 5, MPI_DOUBLE, MPI_SUM, e->node.comm);
-    double all = sum.shared + sum.experts + sum.kv + sum.buffers + sum.ep;
     double have = (double)host_memory_available();
-    enum status st = OK;
-    if (have > 0 && all > have)
-        st = error_set(ERR_RESOURCE,
-                       "%d ranks on %s need %.2f GiB, %.2f GiB are free: shared weights %.2f, "
-                       "experts %.2f, KV pages %.2f (kv.pages_per_rank %d), activations %.2f, "
-                       "all-to-all %.2f. Lower kv.pages_per_rank, chunk_tokens, max_batch or "
-                       "ep.max_tokens_per_rank, or use more hosts",
-                       e->node.size, e->rank.host, gib(all), gib(have), gib(sum.shared),
-                       gib(sum.experts), gib(sum.kv), e->pages[e->rank.role == RANK_DECODE],
-                       gib(sum.buffers), gib(sum.ep));
+    /* One figure for the host: ranks look at different moments. */
+    MPI_Bcast(&have, 1, MPI_DOUBLE, 0, e->node.comm);
+    e->pages[0] = e->pages[1] = INT_MAX;
+    TRY(agree(MPI_COMM_WORLD, measure(e, have, &n)));
+    agree_on_pages(e, &n, &sum);
+    double share = memory_pages_share(&e->job, &sum, have), least = 1;
+    MPI_Allreduce(&share, &least, 1, MPI_DOUBLE, MPI_MIN, MPI_COMM_WORLD);
+    if (least > 0 && least < 1) {
+        for (int i = 0; i < 2; i++)
+            e->pages[i] = e->pages[i] * least > 1 ? (int)(e->pages[i] * least) : 1;
+        agree_on_pages(e, &n, &sum);
+    }
+    e->planned = n;
     log_info("memory on %s: weights %.2f GiB shared + %.2f experts, KV %.2f, activations %.2f, "
-             "all-to-all %.2f of %.2f GiB free", e->rank.host, gib(sum.shared), gib(sum.experts),
-             gib(sum.kv), gib(sum.buffers), gib(sum.ep), gib(have));
-    return agree(MPI_COMM_WORLD, st);
+             "all-to-all %.2f, program %.2f of %.2f GiB free", e->rank.host, gib(sum.shared),
+             gib(sum.experts), gib(sum.kv + sum.index), gib(sum.activations + sum.growth),
+             gib(sum.ep), gib(sum.program), gib(have));
+    return agree(MPI_COMM_WORLD, memory_check(&sum, e->rank.host, e->node.size,
+                                              e->pages[e->rank.role == RANK_DECODE], have));
 }

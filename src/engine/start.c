@@ -2,6 +2,7 @@
 #include "engine/start.h"
 
 #include "attention/attention.h"
+#include "config/installed.h"
 #include "config/prices.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -15,13 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-const struct job_role *engine_role(const struct engine *e, enum rank_role role)
-{
-    return role == RANK_PREFILL  ? &e->job.prefill
-           : role == RANK_DECODE ? &e->job.decode
-                                 : &e->job.mixed;
-}
 
 /* ---- 1. job, model, inputs ------------------------------------------------------------------ */
 
@@ -113,29 +107,11 @@ static enum status check_paths(const struct job *job)
     return error_set(ERR_INPUT, "tokens: cannot open %s: %s", job->tokens, strerror(errno));
 }
 
-/* A relative price table that is not here may be the one that came with the program: beside the
- * build folder, or under share/ where it was installed. */
-static void find_prices(char path[JOB_PATH_BYTES])
-{
-    static const char *const places[] = {"/../", "/../share/moebatch/"};
-    char program[JOB_PATH_BYTES], found[2 * JOB_PATH_BYTES + 32];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (path[0] == '/' || access(path, R_OK) == 0 || n <= 0) return;
-    program[n] = '\0';
-    *strrchr(program, '/') = '\0';
-    for (int i = 0; i < 2; i++) {
-        snprintf(found, sizeof found, "%s%s%s", program, places[i], path);
-        if (access(found, R_OK) != 0 || strlen(found) >= JOB_PATH_BYTES) continue;
-        memcpy(path, found, strlen(found) + 1);
-        return;
-    }
-}
-
 static enum status read_inputs(struct engine *e)
 {
     if (e->world_rank != 0 || e->setup->dump_config) return OK;
     TRY(check_paths(&e->job));
-    find_prices(e->job.prices);
+    (void)installed_find(e->job.prices, sizeof e->job.prices);
     TRY(prices_read(e->job.prices, &e->prices));
     if (!e->job.experts.load[0]) return OK;
     return results_read_expert_load(e->job.experts.load, e->cfg->layers, e->cfg->experts,
@@ -163,40 +139,27 @@ enum status start_job(struct engine *e)
 
 /* ---- 2. ranks, units, kernels --------------------------------------------------------------- */
 
-/* Units fill the ranks in order: all prefill (or mixed) units, then the decode units. */
 static void place_rank(struct engine *e)
 {
     struct rank *r = &e->rank;
-    int at = e->world_rank;
-    const struct job_role *first = e->job.mixed.present ? &e->job.mixed : &e->job.prefill;
-    r->role = e->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
-    r->cfg = first;
-    if (at >= first->units * first->ep) {
-        at -= first->units * first->ep;
-        r->role = RANK_DECODE;
-        r->cfg = &e->job.decode;
-    }
-    r->unit = at / r->cfg->ep;
-    r->local = at % r->cfg->ep;
-    static const char *const names[] = {"prefill", "decode", "mixed"};
-    snprintf(r->unit_name, sizeof r->unit_name, "%s%d", names[r->role], r->unit);
+    struct rank_place place = rank_map_place(&e->job, e->world_rank);
+    r->role = place.role;
+    r->cfg = rank_map_role(&e->job, r->role);
+    r->unit = place.unit;
+    r->local = place.local;
+    snprintf(r->unit_name, sizeof r->unit_name, "%s%d", rank_role_name(r->role), r->unit);
     gethostname(r->host, sizeof r->host - 1);
     r->node = e->job.ranks_per_node > 0 ? e->world_rank / e->job.ranks_per_node : e->node.index;
 }
 
 static enum status choose_isa(struct engine *e)
 {
-    /* Until the tile kernels exist, amx is served by other paths and so is not a choice. */
-    int best = ISA_AVX512_BF16, found = 0;
-    const char *why = "";
-    if (e->job.isa == ISA_AMX)
-        return error_set(ERR_RESOURCE, "isa: amx has no kernels in this build: use avx512_bf16");
-    if (e->job.isa != JOB_AUTO && !isa_supported((enum isa)e->job.isa, &why))
-        return error_set(ERR_RESOURCE, "isa: %s needs the instruction set %s, which this host "
-                         "does not have: use isa: auto", isa_name((enum isa)e->job.isa), why);
-    while (!isa_supported((enum isa)best, &why)) best--;
+    int best = ISA_PORTABLE, found = 0;
+    enum status st = kernels_choose_isa(e->job.isa, &best);
+    /* Not yet TRY: the others wait here. */
     MPI_Allreduce(&best, &found, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
-    e->isa = e->job.isa != JOB_AUTO ? (enum isa)e->job.isa : (enum isa)found;
+    TRY(st);
+    e->isa = (enum isa)found;
     return kernels_compose(e->isa, &e->kernels);
 }
 

@@ -9,6 +9,7 @@
 #include "account/account.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/lock.h"
+#include "engine/memory.h"
 #include "engine/node.h"
 #include "engine/rank.h"
 #include "engine/router.h"
@@ -29,6 +30,7 @@ struct engine {
     struct rank rank;
     struct ep_params ep_params;
     void *expert_memory, *cache;   /* private weights, KV pool */
+    struct rank_memory planned;    /* what this rank was expected to need */
     int pages[2];                  /* KV pages of a prefill (or mixed) and of a decode rank */
     double *expert_load;           /* [layers][experts] of an earlier run, or NULL */
     struct trace_event *trace_events;
@@ -57,8 +59,5 @@ enum status finish_job(struct engine *e);     /* figures, results file, table */
 enum status finish_partial(struct engine *e);
 enum status finish_snapshot(void *engine);    /* a partial results file as of now */
 void finish_free(struct engine *e);
-
-/* The role of this rank in the job. */
-const struct job_role *engine_role(const struct engine *e, enum rank_role role);
 
 #endif

@@ -28,6 +28,7 @@ struct ep_op {
 
 struct ep_backend {
     const char *name;
+    int (*signals)(int ranks, int clients, int nodes); /* of a window */
     enum status (*create)(struct ep_group *); /* collective; sets impl */
     void (*destroy)(struct ep_group *);       /* collective */
     enum status (*dispatch_begin)(struct ep_group *, struct ep_op *);

@@ -32,14 +32,37 @@ static int clients_guess(const struct ep_params *p)
     return (nodes - 1) * ((large + small - 1) / small);
 }
 
+static struct ep_memory memory_of(const struct ep_params *p, const struct ep_layout *o)
+{
+    enum { PAGE = 4096, SIGNAL = 64 }; /* as transport_window_create lays out a window */
+    size_t signals = (size_t)ep_backend_host.signals(p->ep_size, o->clients, p->nodes) * SIGNAL;
+    size_t rows = (size_t)o->tokens * (size_t)p->topk, ops = EP_OPS;
+    struct ep_memory m = {
+        .window = (signals + PAGE - 1) / PAGE * PAGE + (o->window_bytes + PAGE - 1) / PAGE * PAGE,
+        .heap = o->heap_bytes,
+        .receive = ops * (size_t)o->cap * o->receive_bytes,
+        .fixed = o->fixed_slots ? ops * (size_t)o->ranks * (size_t)o->part_rows * o->row_bytes : 0,
+        .combine = ops * rows * o->y_bytes,
+        .rings = ops * (size_t)o->clients * (size_t)o->ring * o->entry_bytes,
+        .receive_rows = o->cap,
+        .fixed_rows = o->fixed_slots ? o->ranks * o->part_rows : 0,
+    };
+    m.control = m.window - m.receive - m.fixed - m.combine - m.rings;
+    return m;
+}
+
+struct ep_memory ep_memory_held(const struct ep_group *g)
+{
+    return memory_of(&g->p, &g->layout);
+}
+
 enum status ep_memory(const struct ep_params *params, struct ep_memory *out)
 {
     struct ep_params p = *params;
     struct ep_layout layout;
     TRY(ep_params_check(&p));
     ep_layout_fill(&p, clients_guess(&p), ep_reduce_possible(&p), &layout);
-    out->window = layout.window_bytes;
-    out->heap = layout.heap_bytes;
+    *out = memory_of(&p, &layout);
     return OK;
 }
 

@@ -71,10 +71,16 @@ struct ep_placement {
 typedef void (*ep_choose_fn)(void *arg, int layer, int rank, int m, int topk, const int32_t *ids,
                              int32_t *slots);
 
-/* Bytes of one rank's buffers. */
+/* Bytes of one rank's buffers, for both operations. */
 struct ep_memory {
-    size_t window;  /* node-shared memory */
-    size_t heap;    /* private memory */
+    size_t window;  /* node-shared memory, the five parts together */
+    size_t heap;    /* private memory: packed rows, routes, gateway's records */
+    size_t receive; /* normal mode: rows that come for my experts */
+    size_t fixed;   /* low latency: the same, a place for each source and row */
+    size_t combine; /* rows that come back from the experts */
+    size_t rings;   /* rows on their way through me into my node */
+    size_t control; /* counts, stamps, signals */
+    int receive_rows, fixed_rows; /* of one operation */
 };
 
 /* Received rows, grouped by local slot, in (slot, source rank, source token) order. Group g is
@@ -100,6 +106,8 @@ enum status ep_create(const struct ep_params *p, const struct ep_placement *plac
                       struct waiter *waiter, const struct kernels *kernels, struct lane *lane,
                       struct ep_group **out);
 void ep_destroy(struct ep_group *g); /* collective */
+/* What it holds. */
+struct ep_memory ep_memory_held(const struct ep_group *g);
 
 /* Replaces the replica choice; NULL: the default, replica (rank + token index) mod replicas. */
 void ep_set_choose(struct ep_group *g, ep_choose_fn choose, void *arg);

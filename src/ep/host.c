@@ -9,9 +9,14 @@
 
 /* Each op index: SIG_FIRST_ARRAY single ones, then credits [ranks], rings [clients], taken
  * [nodes], staged [clients]. */
+static int window_signals(int ranks, int clients, int nodes)
+{
+    return EP_OPS * (SIG_FIRST_ARRAY + ranks + 2 * clients + nodes);
+}
+
 static int signals_per_op(const struct ep_group *g)
 {
-    return SIG_FIRST_ARRAY + g->topo->ranks + 2 * g->layout.clients + g->topo->nodes;
+    return window_signals(g->topo->ranks, g->layout.clients, g->topo->nodes) / EP_OPS;
 }
 
 int host_signals(const struct ep_group *g)
@@ -394,6 +399,7 @@ static const char *awaited(const struct ep_group *g, const struct ep_op *op, uin
 
 const struct ep_backend ep_backend_host = {
     .name = "host",
+    .signals = window_signals,
     .create = host_create,
     .destroy = host_destroy,
     .dispatch_begin = dispatch_begin,

@@ -10,6 +10,7 @@
 #include "core/status.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct page_pool {
@@ -20,6 +21,11 @@ struct page_pool {
 };
 
 enum status page_pool_init(struct page_pool *pool, uint32_t pages);
+/* What it allocates. */
+static inline size_t page_pool_bytes(uint32_t pages)
+{
+    return ((size_t)pages + 1) * (sizeof(int32_t) + sizeof(uint32_t));
+}
 void page_pool_free(struct page_pool *pool);
 
 /* n pages with one reference each into out[n], or none at all and false. */

@@ -24,6 +24,19 @@ struct prefix_entry {
     bool held;          /* this page is in the index */
 };
 
+static uint32_t bucket_count(uint32_t pages)
+{
+    uint32_t n = 16;
+    while (n < pages) n *= 2;
+    return n;
+}
+
+size_t prefix_index_bytes(uint32_t pages, uint32_t page_tokens)
+{
+    return ((size_t)pages + 1) * (sizeof(struct prefix_entry) + page_tokens * sizeof(int32_t)) +
+           bucket_count(pages) * sizeof(int32_t);
+}
+
 enum status prefix_index_init(struct prefix_index *ix, struct page_pool *pool,
                               uint32_t page_tokens)
 {
@@ -31,8 +44,7 @@ enum status prefix_index_init(struct prefix_index *ix, struct page_pool *pool,
     if (page_tokens < 1) return error_set(ERR_BUG, "prefix index: pages of 0 tokens");
     ix->pool = pool;
     ix->page_tokens = page_tokens;
-    ix->n_buckets = 16;
-    while (ix->n_buckets < pool->pages) ix->n_buckets *= 2;
+    ix->n_buckets = bucket_count(pool->pages);
     size_t pages = (size_t)pool->pages + 1;
     ix->entries = calloc(pages, sizeof *ix->entries);
     ix->tokens = malloc(pages * page_tokens * sizeof *ix->tokens);

@@ -44,6 +44,8 @@ struct prefix_index {
 
 enum status prefix_index_init(struct prefix_index *ix, struct page_pool *pool,
                               uint32_t page_tokens);
+/* What it allocates. */
+size_t prefix_index_bytes(uint32_t pages, uint32_t page_tokens);
 /* Gives back the index's references. */
 void prefix_index_free(struct prefix_index *ix);
 

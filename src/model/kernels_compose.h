@@ -6,6 +6,10 @@
 #include "core/status.h"
 #include "device/kernels.h"
 
+/* Of a job file's isa, or when that is negative (auto) the best, what this host is to run.
+ * ERR_RESOURCE when it cannot. */
+enum status kernels_choose_isa(int wanted, int *isa);
+
 /* ERR_RESOURCE when this host lacks the instructions. */
 enum status kernels_compose(enum isa isa, struct kernels *k);
 

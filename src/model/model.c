@@ -184,21 +184,53 @@ static int widest_inner(const struct model_config *c)
     return max_int(c->intermediate, c->shared_experts * c->moe_intermediate);
 }
 
-size_t model_buffer_bytes(const struct model_config *cfg, enum numerics n,
-                          const struct model_limits *limits, int recv_rows)
+/* Buffers that follow the load are made half as large again as what asked for them. */
+static int with_room(int rows)
+{
+    return rows + rows / 2;
+}
+
+static size_t context_bytes(const struct model_config *c, enum dtype kv_type, int rows)
 {
     struct model m;
     struct buffer_list list;
-    memset(&m, 0, sizeof m);
-    list_buffers(&list, cfg, limits, &m);
-    size_t sum = list_bytes(&list);
-    int ctx = limits->max_context < MODEL_PLAN_CONTEXT ? limits->max_context : MODEL_PLAN_CONTEXT;
-    want_context(&list, cfg, (size_t)ctx, model_kv_type(n), &m);
-    if (limits->prefill) sum += list_bytes(&list);
-    size_t own = moe_ffn_scratch_bytes(DT_F32, limits->max_rows, widest_inner(cfg));
-    size_t routed = moe_ffn_scratch_bytes(DT_F32, recv_rows, cfg->moe_intermediate);
-    sum += own > routed ? own : routed;
-    return sum + 2 * (size_t)recv_rows * (size_t)cfg->hidden * sizeof(float);
+    want_context(&list, c, (size_t)rows, kv_type, &m);
+    return list_bytes(&list);
+}
+
+struct model_memory model_memory(const struct model_config *c, enum numerics n,
+                                 const struct model_limits *limits, int microbatches, int longest,
+                                 int recv_rows)
+{
+    struct model m;
+    struct buffer_list list;
+    list_buffers(&list, c, limits, &m);
+    size_t own = moe_ffn_scratch_bytes(DT_F32, limits->max_rows, widest_inner(c));
+    struct model_memory out = {.start = list_bytes(&list) + own};
+    int rows = with_room(longest > 0 ? longest : MODEL_PLAN_CONTEXT);
+    if (rows > limits->max_context) rows = limits->max_context;
+    if (limits->prefill) out.context = context_bytes(c, model_kv_type(n), rows);
+    if (model_config_moe_layers(c) == 0) return out;
+    rows = with_room(recv_rows);
+    size_t routed = moe_ffn_scratch_bytes(DT_F32, rows, c->moe_intermediate);
+    out.routed = (size_t)microbatches * (size_t)rows * (size_t)c->hidden * sizeof(float) +
+                 (routed > own ? routed - own : 0);
+    return out;
+}
+
+struct model_memory model_memory_held(const struct model *m)
+{
+    const struct model_config *c = m->cfg;
+    struct model copy = *m;
+    struct buffer_list list;
+    list_buffers(&list, c, &m->limits, &copy);
+    size_t own = moe_ffn_scratch_bytes(DT_F32, m->limits.max_rows, widest_inner(c));
+    struct model_memory out = {.start = list_bytes(&list) + own};
+    if (m->ctx_rows > 0) out.context = context_bytes(c, m->kv_type, m->ctx_rows);
+    for (int i = 0; i < MODEL_MICROBATCHES; i++)
+        out.routed += (size_t)m->mb[i].expert_out_rows * (size_t)c->hidden * sizeof(float);
+    out.routed += m->s_ffn_bytes - own;
+    return out;
 }
 
 static void fill_gate(const struct model_config *c, struct gate_params *g)

@@ -106,11 +106,20 @@ enum dtype model_combine_type(enum numerics n);
 
 /* Bytes of one page in all layers. */
 size_t model_page_bytes(const struct model_config *cfg, enum dtype kv_type, int page_tokens);
-/* Bytes of activation buffers (used by plan): what model_create allocates, and what grows later, for
- * recv_rows rows delivered by a dispatch and a longest context of MODEL_PLAN_CONTEXT positions. */
+/* Bytes of activation buffers. */
+struct model_memory {
+    size_t start;   /* buffers of a step: model_create */
+    size_t context; /* the longest prompt's context, grown to by prefill */
+    size_t routed;  /* rows of the routed experts and their scratch, grown to by the first steps */
+};
+/* What a model with these limits takes, and grows to when prompts have up to `longest` tokens
+ * (0: MODEL_PLAN_CONTEXT of them) and a dispatch delivers recv_rows rows. */
 enum { MODEL_PLAN_CONTEXT = 8192 };
-size_t model_buffer_bytes(const struct model_config *cfg, enum numerics n,
-                          const struct model_limits *limits, int recv_rows);
+struct model_memory model_memory(const struct model_config *cfg, enum numerics n,
+                                 const struct model_limits *limits, int microbatches, int longest,
+                                 int recv_rows);
+/* What this model holds now. */
+struct model_memory model_memory_held(const struct model *m);
 
 /* Allocates the buffers; ep may be set later (m->ep) and is not needed without MoE layers. */
 enum status model_create(struct weights *w, struct lane *lane, const struct model_limits *limits,

@@ -109,6 +109,7 @@ static void item_place(struct weights *w, struct weight_item *it, size_t bytes)
     it->bytes = align_up(bytes);
     it->offset = w->shared_bytes;
     w->shared_bytes += it->bytes;
+    w->part_bytes[tensor_role_part(it->role[0])] += it->bytes;
 }
 
 static enum status add_vector(struct weights *w, enum tensor_role role, int layer, float **vec)
@@ -168,12 +169,14 @@ static enum status add_absorbed(struct weights *w, enum item_kind kind, int laye
     if (!*mats) return error_set(ERR_RESOURCE, "no memory for %d heads", heads);
     struct weight_item *it = item_new(w, kind, layer);
     it->type = type;
+    it->role[0] = ROLE_KV_B;
     it->mat = *mats;
     it->each_bytes = align_up(w->k->gemm_packed_bytes(type, &n, 1, k));
     for (int h = 0; h < heads; h++)
         (*mats)[h] =
             (struct wmat){.type = type, .n = n, .k = k, .sources = 1, .source_n = {n, 0}};
     item_place(w, it, it->each_bytes * (size_t)heads);
+    w->absorbed_bytes += it->bytes;
     return OK;
 }
 
@@ -215,7 +218,9 @@ static enum status plan_experts(struct weights *w, int l, struct layer_weights *
         lw->expert_down[s] = d;
     }
     w->experts_fp8 = w->experts_fp8 && u.type == DT_E4M3 && d.type == DT_E4M3;
-    w->private_bytes += (align_up(up_bytes) + align_up(down_bytes)) * (size_t)slots;
+    size_t bytes = (align_up(up_bytes) + align_up(down_bytes)) * (size_t)slots;
+    w->private_bytes += bytes;
+    w->part_bytes[PART_ROUTED] += bytes;
     return OK;
 }
 

@@ -53,6 +53,8 @@ struct weights {
     struct weight_item *item;    /* [items], shared region */
     int items;
     size_t shared_bytes, private_bytes;
+    size_t part_bytes[PART_COUNT]; /* of both, by what they are; embeddings are not packed: 0 */
+    size_t absorbed_bytes;       /* of PART_ATTENTION: kv_b once more, by heads, for decode */
     uint64_t bytes_read;         /* checkpoint bytes this rank has packed */
     /* Asked by one thread now and then while packing: a failure ends it; or NULL. */
     enum status (*check)(void);

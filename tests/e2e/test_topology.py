@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import DEMO, GOLDEN, ROOT, line, prompts_of
+from plan_table import compare, plan
 
 EXPERTS, EOS = 16, 1  # of tests/golden/v3
 
@@ -231,6 +232,7 @@ def test_production_topology(jobs):
     same(run.fixed(), one.fixed())
     assert run.outputs()[-len(golden):] == golden
     ranks = run.values("ranks")
+    compare(plan(jobs, job)[1], ranks, same_pages=False)
     assert len(ranks) == 176 and (ranks["role"] == b"decode").sum() == 144
     for unit, size in ((b"prefill0", 32), (b"decode0", 144)):
         table = run.values("experts/placement")
