@@ -1,6 +1,7 @@
 /* plan.c - see plan.h. */
 #include "plan/plan.h"
 
+#include "account/results.h"
 #include "attention/attention.h"
 #include "config/installed.h"
 #include "config/prices.h"
@@ -10,6 +11,7 @@
 #include "model/kernels_compose.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static enum status open_model(struct plan *p)
@@ -120,12 +122,23 @@ static enum status plan_memory(const struct plan_setup *s, struct plan *p)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+static enum status read_load(struct plan *p)
+{
+    size_t layers = (size_t)p->model->layers, experts = (size_t)p->model->experts;
+    if (!p->job.experts.load[0]) return OK;
+    p->expert_load = calloc(layers * (experts + 1), sizeof *p->expert_load);
+    if (!p->expert_load) return error_set(ERR_RESOURCE, "no memory for the expert load");
+    return results_read_expert_load(p->job.experts.load, p->model->layers, p->model->experts,
+                                    p->expert_load);
+}
+
 static enum status make(const struct plan_setup *s, struct plan *p)
 {
     TRY(open_model(p));
     TRY(resolve(s, p));
     (void)installed_find(p->job.prices, sizeof p->job.prices);
     TRY(prices_read(p->job.prices, &p->prices));
+    TRY(read_load(p));
     TRY(plan_tokens_read(&p->job, p->model, &p->tokens));
     return plan_memory(s, p);
 }
@@ -142,6 +155,7 @@ enum status plan_make(const struct plan_setup *setup, struct plan *p)
 void plan_free(struct plan *p)
 {
     plan_tokens_free(&p->tokens);
+    free(p->expert_load);
     checkpoint_close(p->ck);
     memset(p, 0, sizeof *p);
 }

@@ -5,8 +5,8 @@
  * Sizes and memory are engine/memory.h's: the very code that checks a job when it starts. Times come
  * from cluster/ and a hardware file (plan_time.h).
  *
- * Life: plan_make -> plan_check, plan_print, ... -> plan_free. The plan owns the open checkpoint and
- * the list of requests. Errors are those that `run` would end with: ERR_INPUT for the files,
+ * Life: plan_make -> plan_check, plan_print, ... -> plan_free. The plan owns the open checkpoint,
+ * the list of requests and the expert load. Errors are those that `run` would end with: ERR_INPUT for the files,
  * ERR_RESOURCE for what does not fit, with the numbers.
  */
 #ifndef PLAN_PLAN_H
@@ -58,6 +58,7 @@ struct plan {
     bool pages_cut;              /* auto, but fewer than useful */
     struct plan_tokens tokens;
     struct account_prices prices;
+    double *expert_load;         /* [layers][experts] of experts.load, or NULL */
 };
 
 enum status plan_make(const struct plan_setup *setup, struct plan *out);

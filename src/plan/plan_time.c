@@ -44,6 +44,7 @@ static enum status by_engine(const struct plan *p, const char *path, struct plan
         .job = &p->job,
         .fp8_experts = p->experts_fp8,
         .pages = {p->role[0].pages, p->role[p->roles - 1].pages},
+        .expert_load = p->expert_load,
         .requests = p->tokens.list,
         .n_requests = p->tokens.n,
     };
