@@ -39,6 +39,7 @@ X86     := $(filter x86_64,$(shell uname -m))
 ISA_avx2       := $(if $(X86),-mavx2 -mfma -mf16c)
 ISA_avx512     := $(if $(X86),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
 ISA_avx512bf16 := $(if $(X86),$(ISA_avx512) -mavx512bf16 -mavx512vbmi -mavx512vbmi2)
+ISA_amx        := $(if $(X86),$(ISA_avx512bf16) -mamx-tile -mamx-bf16)
 isaflags = $(ISA_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
 DIRS    := core config checkpoint requests device gemm attention moe transport ep schedule balance \
@@ -121,6 +122,7 @@ format:
 	clang-format -i $(SRCS) $(HDRS) $(wildcard tests/*/*.c)
 
 bench: all
+	$(BUILD)/moebatch bench machine
 	$(BUILD)/moebatch bench gemm
 	$(BUILD)/moebatch bench mla
 	OMP_NUM_THREADS=1 $(MPIRUN) -np 2 $(BUILD)/moebatch bench ep

@@ -9,6 +9,8 @@ static const struct {
     enum status (*fn)(int argc, char **argv);
     bool needs_mpi;
 } benches[] = {
+    {"machine", "peaks, bandwidths: what every other figure is measured against",
+     cmd_bench_machine, false},
     {"gemm", "dense, grouped and masked matrix products", cmd_bench_gemm, false},
     {"mla", "prefill attention and paged decode attention", cmd_bench_mla, false},
     {"ep", "dispatch and combine over the ranks of mpirun", cmd_bench_ep, true},
@@ -42,6 +44,6 @@ enum status cmd_bench(int argc, char **argv)
         return OK;
     }
     if (argc > 1)
-        return error_set(ERR_USAGE, "unknown benchmark %s: one of gemm, mla, ep", argv[1]);
-    return error_set(ERR_USAGE, "which benchmark? moebatch bench gemm | mla | ep");
+        return error_set(ERR_USAGE, "unknown benchmark %s: one of machine, gemm, mla, ep", argv[1]);
+    return error_set(ERR_USAGE, "which benchmark? moebatch bench machine | gemm | mla | ep");
 }

@@ -1,6 +1,6 @@
 /* bench.h - what the kernel benchmarks share: timing, the machine's ceilings, result lines.
  *
- * `moebatch bench gemm|mla|ep` verifies a kernel against its reference, then times it. Every
+ * `moebatch bench gemm|mla|...` verifies a kernel against its reference, then times it. Every
  * data line gives the time, the rates, and the share of the bound that applies: operations /
  * peak or bytes / bandwidth, whichever takes longer, both measured in the same run. Lines
  * that carry no result start with '#'. Nothing here asserts on time.
@@ -13,8 +13,10 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Entries of `moebatch bench`; argv[0] is the name of the benchmark ("gemm"). */
+enum status cmd_bench_machine(int argc, char **argv);
 enum status cmd_bench_gemm(int argc, char **argv);
 enum status cmd_bench_mla(int argc, char **argv);
 enum status cmd_bench_ep(int argc, char **argv);
@@ -60,11 +62,24 @@ enum status bench_parse_list(const char *option, const char *text, int *values, 
 /* The best ISA that this host runs. */
 enum isa bench_best_isa(void);
 
-/* Register-resident peak loops, one file per instruction set: returns operations done in
+/* ---- ceilings (bench_machine.c) ---- */
+
+/* A register-resident loop of one instruction set (bench_peak_*.c): returns the operations of
  * `rounds` rounds on one thread. */
-double bench_peak_f32_portable(long rounds);
-double bench_peak_f32_avx2(long rounds);
-double bench_peak_f32_avx512bf16(long rounds);
-double bench_peak_bf16_avx512bf16(long rounds);
+typedef double bench_peak_fn(long rounds);
+bench_peak_fn bench_peak_f32_portable, bench_peak_f32_avx2, bench_peak_f32_avx512,
+    bench_peak_bf16_avx512bf16, bench_peak_bf16_amx;
+
+/* The sum of `words` words (a multiple of 512) with wide loads. */
+uint64_t bench_sum_avx2(const uint64_t *data, size_t words);
+
+/* Best of several rounds of `threads` threads together, in operations/s. */
+double bench_peak_rate(int threads, bench_peak_fn *loop);
+
+/* Bytes/s that `threads` threads read of a buffer of that many bytes each, or copy from one half of
+ * it to the other (bytes read + bytes written); best of several rounds. 0 when there is no
+ * memory. Prefetchers and wide loads are the compiler's and the processor's own. */
+double bench_read_rate(int threads, size_t bytes_each);
+double bench_copy_rate(int threads, size_t bytes_each);
 
 #endif

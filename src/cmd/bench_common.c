@@ -1,12 +1,10 @@
-/* bench_common.c - timing, ceilings and result lines of the kernel benchmarks. */
+/* bench_common.c - timing and result lines of the kernel benchmarks. */
 #include "cmd/bench.h"
 #include "core/clock.h"
 
-#include <omp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { MAX_SAMPLES = 101 };
 
@@ -33,90 +31,6 @@ double bench_seconds(void (*fn)(void *arg), void *arg, double budget_s)
     }
     qsort(sample, (size_t)n, sizeof *sample, by_value);
     return sample[n / 2];
-}
-
-/* ---- ceilings ---- */
-
-double bench_peak_f32_portable(long rounds)
-{
-    enum { LANES = 64 };
-    float acc[LANES];
-    for (int i = 0; i < LANES; i++) acc[i] = (float)i;
-    float a = 0.999f, b = 1e-3f;
-    for (long r = 0; r < rounds; r++) {
-        for (int i = 0; i < LANES; i++) acc[i] = acc[i] * a + b;
-        __asm__ volatile("" : "+x"(a), "+x"(b)); /* keeps the loop */
-    }
-    volatile float sink = 0;
-    for (int i = 0; i < LANES; i++) sink = sink + acc[i];
-    return 2.0 * LANES * (double)rounds;
-}
-
-/* Best of several rounds of all threads together, in operations/s. */
-static double peak_rate(int threads, double (*loop)(long))
-{
-    double best = 0;
-    for (int rep = 0; rep < 5; rep++) {
-        double ops = 0, t0 = clock_now_s();
-#pragma omp parallel num_threads(threads) reduction(+ : ops)
-        ops += loop(400000);
-        double rate = ops / (clock_now_s() - t0);
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-static double read_rate(int threads, const uint64_t *data, size_t words)
-{
-    double best = 0;
-    for (int rep = 0; rep < 5; rep++) {
-        uint64_t sum = 0;
-        double t0 = clock_now_s();
-#pragma omp parallel for num_threads(threads) reduction(+ : sum) schedule(static)
-        for (size_t i = 0; i < words; i += 512) {
-            uint64_t part = 0;
-            for (size_t j = 0; j < 512; j++) part += data[i + j];
-            sum += part;
-        }
-        double rate = (double)words * 8 / (clock_now_s() - t0);
-        __asm__ volatile("" : : "r"(sum));
-        if (rate > best) best = rate;
-    }
-    return best;
-}
-
-enum status bench_machine_measure(int threads, enum isa isa, struct bench_machine *out)
-{
-    enum { READ_MIB = 256 };
-    memset(out, 0, sizeof *out);
-    out->threads = threads;
-    out->isa = isa;
-    out->f32_flops = peak_rate(threads, bench_peak_f32_portable);
-#if defined(__x86_64__)
-    if (isa >= ISA_AVX2) out->f32_flops = peak_rate(threads, bench_peak_f32_avx2);
-    if (isa >= ISA_AVX512_BF16)
-        out->f32_flops = peak_rate(threads, bench_peak_f32_avx512bf16);
-#endif
-    out->bf16_flops = out->f32_flops;
-#if defined(__x86_64__)
-    if (isa >= ISA_AVX512_BF16)
-        out->bf16_flops = peak_rate(threads, bench_peak_bf16_avx512bf16);
-#endif
-    size_t bytes = (size_t)READ_MIB << 20;
-    uint64_t *data = aligned_alloc(4096, bytes);
-    if (!data) return error_set(ERR_RESOURCE, "bench: cannot allocate %d MiB", READ_MIB);
-    memset(data, 1, bytes);
-    out->dram_read = read_rate(threads, data, bytes / 8);
-    free(data);
-    printf("# ceilings: isa %s, threads %d, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, "
-           "DRAM read %.1f GB/s\n",
-           isa_name(isa), threads, out->f32_flops / 1e9, out->bf16_flops / 1e9,
-           out->dram_read / 1e9);
-    double load[1];
-    if (getloadavg(load, 1) == 1 && load[0] > 0.5 + threads)
-        printf("# load average %.1f on %d cores: other programs run, times below are too long\n",
-               load[0], cpu_count());
-    return OK;
 }
 
 enum isa bench_best_isa(void)

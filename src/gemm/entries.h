@@ -58,6 +58,7 @@
 
 void gemm_entries_portable(struct kernels *k);
 void gemm_entries_avx2(struct kernels *k);
+void gemm_entries_avx512(struct kernels *k);
 void gemm_entries_avx512bf16(struct kernels *k);
 
 #endif

@@ -2,8 +2,8 @@
  *
  * Fills the gemm part of struct kernels (device/kernels.h has the contracts): packing, dense,
  * grouped and batched products, conversion of activations. Instruction sets: portable C, AVX2
- * + FMA, AVX-512 with BF16 dot products. ISA_AVX512 is served by the AVX2 path and ISA_AMX by
- * the AVX-512 BF16 path; struct kernels then still carries the ISA that was asked for.
+ * + FMA, AVX-512 in FP32, AVX-512 with BF16 dot products. ISA_AMX is served by the AVX-512 BF16
+ * path; struct kernels then still carries the ISA that was asked for.
  *
  * Order of operations, hence bits (one ISA; rows and columns never influence one another):
  *   F32 x F32    c = sum over k ascending, one chain of fused multiply-adds per element

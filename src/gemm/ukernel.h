@@ -51,7 +51,7 @@ struct ukernel {
     void (*row_e4m3)(int n, const float *x, bool ue8m0, uint8_t *q, float *scale);
 };
 
-extern const struct ukernel ukernel_portable, ukernel_avx2, ukernel_avx512bf16;
+extern const struct ukernel ukernel_portable, ukernel_avx2, ukernel_avx512, ukernel_avx512bf16;
 
 /* ---- layout (pack.c) ---- */
 

@@ -1,0 +1,52 @@
+"""`moebatch bench`: every line parses, no figure is zero, bad options are refused. What the figures
+are is nobody's business here: machines are noisy and not alike.
+
+Alone: python3 -m pytest tests/e2e/test_bench.py
+"""
+import subprocess
+
+import pytest
+
+from conftest import BINARY, moebatch
+
+
+def rows(out, words):
+    """Lines that carry results, each cut into its label of `words` words and its numbers."""
+    found = {}
+    for text in out.splitlines():
+        if text.startswith("#") or not text.strip():
+            continue
+        parts = text.split()
+        found[" ".join(parts[:words])] = parts[words:]
+    return found
+
+
+def test_machine():
+    code, out, err = moebatch("bench", "machine", "--threads", "2")
+    assert code == 0, err
+    lines = [x for x in out.splitlines() if not x.startswith("#")]
+    assert any("DRAM read" in x for x in lines) and any("f32 portable C" in x for x in lines)
+    for text in lines:
+        one, both = map(float, text.split()[-2:])
+        assert one > 0 and both > 0, text
+    for text in out.splitlines():
+        if "not on this host" in text:
+            assert "lacks" in text
+
+
+def test_gemm():
+    code, out, err = moebatch("bench", "gemm", "--quick", "--m", "1,5", "--shape", "96x200",
+                              "--groups", "2")
+    assert code == 0, err
+    found = rows(out, 8)
+    dense = [k for k in found if k.startswith("gemm")]
+    assert len(dense) == 4, out  # two types, two numbers of rows
+    assert all(float(found[k][0]) > 0 and float(found[k][1]) > 0 for k in dense)
+    assert sum(x.startswith("grouped") for x in out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("args", [[], ["nonsense"], ["gemm", "--shape", "4"],
+                                  ["machine", "--threads", "0"], ["machine", "more"]])
+def test_usage(args):
+    done = subprocess.run([BINARY, "bench", *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr
