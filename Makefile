@@ -11,10 +11,13 @@ GITREV  := $(shell git describe --always --dirty --abbrev=10 2>/dev/null || echo
 WARN    := -Wall -Wextra -Wpedantic -Werror
 CFLAGS  ?= -O3 -g
 STD     := -std=gnu11 -D_GNU_SOURCE -ffp-contract=off -fno-math-errno -fopenmp -fPIC
-INC     := -Isrc $(shell $(MPICC) --showme:compile 2>/dev/null) \
+# The static library where there is one: the program then starts on hosts that lack liburing.
+URING   := $(shell pkg-config --exists liburing 2>/dev/null && \
+             { [ -e "$$($(CC) -print-file-name=liburing.a)" ] && echo -l:liburing.a || echo -luring; })
+INC     := $(if $(URING),-DHAVE_LIBURING) -Isrc $(shell $(MPICC) --showme:compile 2>/dev/null) \
            $(shell pkg-config --cflags $(PKGS) $(HDF5) 2>/dev/null)
 LIBS    := $(shell pkg-config --libs $(PKGS) $(HDF5) 2>/dev/null) \
-           $(shell $(MPICC) --showme:link 2>/dev/null) -lm -lpthread -ldl
+           $(shell $(MPICC) --showme:link 2>/dev/null) $(URING) -lm -lpthread -ldl
 SAN     :=
 ifdef DEBUG
 CFLAGS  := -O0 -g3

@@ -4,7 +4,7 @@
 set -eu
 
 packages="gcc make pkg-config libc6-dev openmpi-bin libopenmpi-dev libhdf5-dev libyaml-dev
-libjansson-dev libhwloc-dev libcmocka-dev python3 python3-pytest python3-h5py python3-numpy"
+libjansson-dev libhwloc-dev liburing-dev libcmocka-dev python3 python3-pytest python3-h5py python3-numpy"
 for arg in "$@"; do
     case $arg in
     --lint) packages="$packages clang-format clang-tidy cppcheck shellcheck" ;;
@@ -32,6 +32,7 @@ have() {
     libyaml-dev) pkg-config --exists yaml-0.1 ;;
     libjansson-dev) pkg-config --exists jansson ;;
     libhwloc-dev) pkg-config --exists hwloc ;;
+    liburing-dev) pkg-config --exists liburing ;;
     libcmocka-dev) pkg-config --exists cmocka || test -e /usr/include/cmocka.h ;;
     python3-*) scripts/python.sh "${1#python3-}" ;;
     *) dpkg-query -W -f '${Status}' "$1" | grep -q 'ok installed' ;;

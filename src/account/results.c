@@ -175,6 +175,9 @@ enum status results_put_request(struct results_file *f, const struct request_row
     put_text(f, REQUEST_FINISH, finish_reason_name(r->finish));
     put_value(f, REQUEST_PROMPT, &r->prompt_tokens);
     put_value(f, REQUEST_CACHED, &r->cached_tokens);
+    int32_t in_memory = r->cached_tokens - r->cached_tokens_disk;
+    put_value(f, REQUEST_CACHED_MEMORY, &in_memory);
+    put_value(f, REQUEST_CACHED_DISK, &r->cached_tokens_disk);
     put_value(f, REQUEST_OUTPUT, &r->output_tokens);
     put_value(f, REQUEST_OFFSET, &f->outputs);
     put_value(f, REQUEST_PREFILL_RANK, &r->prefill_rank);

@@ -48,7 +48,8 @@ struct request_row {
     enum request_status status;
     enum finish_reason finish;
     int32_t prompt_tokens;
-    int32_t cached_tokens; /* of these found in the prefix cache */
+    int32_t cached_tokens; /* of these found in the prefix cache, in memory or on disk */
+    int32_t cached_tokens_disk; /* of these read from the disk tier for this request */
     int32_t output_tokens;
     int32_t prefill_rank, decode_rank;                         /* world ranks, -1 = none */
     double t_arrival, t_prefill_start, t_first_token, t_finish; /* s; NaN = did not happen */
@@ -99,6 +100,11 @@ struct rank_row {
     int64_t experts_bytes, kv_bytes, activation_bytes, alltoall_bytes;
     int64_t planned_bytes; /* what the start of the job expected those four to be together */
     int64_t resident_bytes; /* private memory of the process that the host has given it */
+    /* disk tier (kv.disk), pages: read and used; looked for but not there; read but not as they
+     * were written (misses too); written; not written because the writer was behind */
+    int64_t disk_hit_pages, disk_miss_pages, disk_bad_pages, disk_written_pages;
+    int64_t disk_dropped_pages;
+    int64_t disk_read_bytes, disk_written_bytes;
 };
 
 /* One start of the job. */

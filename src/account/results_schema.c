@@ -64,6 +64,13 @@ static const struct column rank_columns[] = {
     I64(struct rank_row, alltoall_bytes, "bytes"),
     I64(struct rank_row, planned_bytes, "bytes"),
     I64(struct rank_row, resident_bytes, "bytes"),
+    I64(struct rank_row, disk_hit_pages, "pages"),
+    I64(struct rank_row, disk_miss_pages, "pages"),
+    I64(struct rank_row, disk_bad_pages, "pages"),
+    I64(struct rank_row, disk_written_pages, "pages"),
+    I64(struct rank_row, disk_dropped_pages, "pages"),
+    I64(struct rank_row, disk_read_bytes, "bytes"),
+    I64(struct rank_row, disk_written_bytes, "bytes"),
 };
 
 static const struct column attempt_columns[] = {
@@ -172,6 +179,8 @@ static const struct column request_template[REQUEST_COLUMNS] = {
     {"custom_id", "text", COLUMN_TEXT, 0, 0},     {"status", "text", COLUMN_TEXT, 0, 8},
     {"error", "text", COLUMN_TEXT, 0, 0},         {"finish_reason", "text", COLUMN_TEXT, 0, 8},
     {"prompt_tokens", "tokens", COLUMN_I32, 0, 4}, {"cached_tokens", "tokens", COLUMN_I32, 0, 4},
+    {"cached_tokens_memory", "tokens", COLUMN_I32, 0, 4},
+    {"cached_tokens_disk", "tokens", COLUMN_I32, 0, 4},
     {"output_tokens", "tokens", COLUMN_I32, 0, 4}, {"output_offset", "tokens", COLUMN_I64, 0, 8},
     {"prefill_rank", "id", COLUMN_I32, 0, 4},     {"decode_rank", "id", COLUMN_I32, 0, 4},
     {"t_arrival", "s", COLUMN_F64, 0, 8},         {"t_prefill_start", "s", COLUMN_F64, 0, 8},

@@ -77,6 +77,7 @@ void summary_add_request(struct summary *s, const struct request_row *r)
     if (r->status != REQUEST_OK) return;
     s->ok++;
     s->hit_tokens += r->cached_tokens;
+    s->hit_tokens_disk += r->cached_tokens_disk;
     s->miss_tokens += r->prompt_tokens - r->cached_tokens;
     s->output_tokens += r->output_tokens;
     histogram_add(&s->ttft, r->t_first_token - r->t_arrival);

@@ -44,6 +44,7 @@ struct summary {
     struct histogram ttft, tpot; /* s, of answered requests */
     int64_t ok, failed, pending;
     int64_t hit_tokens, miss_tokens, output_tokens; /* of answered requests */
+    int64_t hit_tokens_disk; /* of hit_tokens, read from the disk tier */
     /* steps, by enum step_kind */
     int64_t steps[2], step_tokens[2];
     double first_start[2], last_end[2], step_s[2]; /* s; step_s adds up over units */

@@ -116,6 +116,8 @@ void summary_print(const struct summary *s, const char *results_path, FILE *out)
     fprintf(out, "# measured in %.2f s over %lld attempt%s, isa %.16s, transport %.32s\n",
             s->wall_s, (long long)s->attempts, s->attempts == 1 ? "" : "s", s->isa, s->transport);
     print_phases(&s->throughput, out);
+    if (s->hit_tokens_disk > 0)
+        fprintf(out, "  of these read from disk: %lld\n", (long long)s->hit_tokens_disk);
     print_order(s, out);
     print_latency(&s->throughput, out);
     print_shares(s, out);

@@ -17,6 +17,7 @@ static const char *const backends[] = {"cpu", "cuda", "cuda-emu", NULL};
 static const char *const isas[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 static const char *const numerics[] = {"checkpoint", "bf16", "fp32", NULL};
 static const char *const prefix_caches[] = {"memory", "off", NULL};
+static const char *const disk_writes[] = {"all", "reused", "none", NULL};
 static const char *const orders[] = {"file", "prefix", NULL};
 static const char *const transports[] = {"shm", "mpi", NULL};
 
@@ -91,6 +92,12 @@ static const struct option job_options[] = {
              "KV pages of a rank; auto: what the memory allows"),
     CHOICE("kv.prefix_cache", kv.prefix_cache, "memory", prefix_caches, 0,
            "keep pages of prompts for requests that begin alike"),
+    PATH("kv.disk.dir", kv.disk.dir, "null",
+         "folder that keeps pages of prompts for other jobs; shared by any number of jobs"),
+    NUMBER("kv.disk.bytes", kv.disk.bytes, "64e9", 1e6, 1e18, "bytes",
+           "most that the folder may hold, beside one open segment per writing rank"),
+    CHOICE("kv.disk.write", kv.disk.write, "all", disk_writes, 0,
+           "pages that go there: all, those of prompts that came again, none"),
     CHOICE("order", order, "auto", orders, 1,
            "prefix: requests that begin alike go out together; auto: with a prefix cache"),
     INTEGER("order_window", order_window, "16384", 1, 1 << 24, "requests",
@@ -162,6 +169,11 @@ static enum status check_values(const char *path, const struct job *job)
     const char *names[] = {"prefill", "decode", "mixed"};
     if (job->sampling.top_p <= 0)
         return error_set(ERR_INPUT, "%s: sampling.top_p: found 0, expected a number above 0",
+                         name);
+    if (job->kv.disk.dir[0] && job->kv.prefix_cache == JOB_PREFIX_OFF)
+        return error_set(ERR_INPUT,
+                         "%s: kv.disk.dir is given, but kv.prefix_cache is off: pages from disk "
+                         "enter the prefix cache, so set it to memory, or kv.disk.dir to null",
                          name);
     for (int i = 1; i < 3; i++)
         if (roles[i]->present && job->ep.max_tokens_per_rank != JOB_AUTO &&

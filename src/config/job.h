@@ -26,6 +26,7 @@ enum job_backend { JOB_BACKEND_CPU, JOB_BACKEND_CUDA, JOB_BACKEND_CUDA_EMU };
 enum job_numerics { JOB_NUMERICS_CHECKPOINT, JOB_NUMERICS_BF16, JOB_NUMERICS_FP32 };
 enum job_prefix_cache { JOB_PREFIX_MEMORY, JOB_PREFIX_OFF };
 enum job_order { JOB_ORDER_FILE, JOB_ORDER_PREFIX };
+enum job_disk_write { JOB_DISK_ALL, JOB_DISK_REUSED, JOB_DISK_NONE };
 enum job_transport { JOB_TRANSPORT_SHM, JOB_TRANSPORT_MPI }; /* JOB_AUTO: shm inside a node */
 
 /* One kind of unit. A role that the job does not have is not `present` and has units 0. */
@@ -71,6 +72,11 @@ struct job {
         int page_tokens;
         int pages_per_rank; /* JOB_AUTO: as many as the memory allows */
         int prefix_cache;   /* enum job_prefix_cache */
+        struct {
+            char dir[JOB_PATH_BYTES]; /* "": no disk tier */
+            double bytes;             /* of all files there, open segments apart */
+            int write;                /* enum job_disk_write */
+        } disk;
     } kv;
     int order;              /* enum job_order; JOB_AUTO until job_resolve */
     int order_window;       /* requests read ahead to find those that begin alike */

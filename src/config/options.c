@@ -134,9 +134,21 @@ static void dump_line(const struct option *o, const char *name, int indent, cons
     free(text);
 }
 
+/* A key of a section: "name", or "sub.name" under a heading of its own. */
+static void dump_key(const struct option *o, const char *name, char sub[OPTION_KEY_BYTES],
+                     const void *object, int docs, FILE *out)
+{
+    const char *dot = strchr(name, '.');
+    int len = dot ? (int)(dot - name) : 0;
+    if (dot && (strncmp(sub, name, (size_t)len) || sub[len])) fprintf(out, "  %.*s:\n", len, name);
+    snprintf(sub, OPTION_KEY_BYTES, "%.*s", len, name);
+    dump_line(o, dot ? dot + 1 : name, dot ? 4 : 2, object, docs, out);
+}
+
 void options_dump(const struct option_table *t, const void *object, int docs, FILE *out)
 {
     char open[OPTION_KEY_BYTES] = ""; /* the section whose keys are being written */
+    char sub[OPTION_KEY_BYTES] = "";  /* and the one inside it */
     bool there = true;
     for (int i = 0; i < t->n; i++) {
         const struct option *o = &t->options[i];
@@ -154,7 +166,7 @@ void options_dump(const struct option_table *t, const void *object, int docs, FI
                 fprintf(out, "%s:\n", open);
                 there = true;
             }
-            if (there) dump_line(o, dot + 1, 2, object, docs, out);
+            if (there) dump_key(o, dot + 1, sub, object, docs, out);
         }
     }
 }

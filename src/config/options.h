@@ -1,8 +1,9 @@
 /* options.h - a table of options and everything that can be done with one: defaults, YAML with
  * line and column in every error, "key.sub=value" overrides, help, and a dump that reads back.
  *
- * A table describes the fields of one plain struct. Keys are paths of at most two parts
- * ("decode.max_batch"). A part that groups others may have its own row of type OPTION_SECTION:
+ * A table describes the fields of one plain struct. Keys are paths of at most three parts
+ * ("decode.max_batch", "kv.disk.dir"), those of a third part after the others of their section. A
+ * first part that groups others may have its own row of type OPTION_SECTION:
  * a bool that says whether the section was given; sections without a row just group.
  * The table and the struct belong to the caller. Whoever has a struct to fill writes a table, not
  * a parser; there is never a second list of the keys.

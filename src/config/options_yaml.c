@@ -115,7 +115,7 @@ static enum status walk_mapping(struct walk *w, const yaml_node_t *map, const ch
         const struct option *o = option_find(w->table, key);
         if (o && o->type != OPTION_SECTION)
             TRY(read_value(w, o, value));
-        else if (!*section && option_of_group(w->table, key))
+        else if (option_of_group(w->table, key))
             TRY(read_section(w, key, value));
         else
             return unknown_key(w, name, key);

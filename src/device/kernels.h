@@ -16,6 +16,10 @@
 #ifndef DEVICE_KERNELS_H
 #define DEVICE_KERNELS_H
 
+/* Number of the bits that all kernels together compute: raised by whoever changes any of them, so
+ * that KV pages of before are not taken for pages of now (kv.disk). */
+#define KERNELS_BITS 1
+
 #include "core/cpu.h"
 #include "core/status.h"
 #include "device/device.h"

@@ -54,6 +54,17 @@ static void fill_rank_row(const struct engine *e, struct rank_row *row)
     row->kv_pages_peak = r->stats.kv_pages_peak;
     row->moved_out = r->stats.swaps;
     row->expert_rows = r->model.expert_rows;
+    if (r->disk) {
+        struct disk_stats d;
+        rank_disk_stats(r->disk, &d);
+        row->disk_hit_pages = (int64_t)d.read_pages;
+        row->disk_miss_pages = (int64_t)(rank_disk_missed(r->disk) + d.missed_pages);
+        row->disk_bad_pages = (int64_t)d.bad_pages;
+        row->disk_written_pages = (int64_t)d.written_pages;
+        row->disk_dropped_pages = (int64_t)d.dropped_pages;
+        row->disk_read_bytes = (int64_t)d.read_bytes;
+        row->disk_written_bytes = (int64_t)d.written_bytes;
+    }
     fill_memory(e, row);
 }
 
@@ -196,6 +207,30 @@ static enum status end_attempt(struct engine *e, const char *outcome)
     return journal_attempt_end(e->journal, &a);
 }
 
+/* The disk tier in one line, all ranks together. */
+static void log_disk(const struct engine *e, const struct summary *s)
+{
+    const struct rank_row *rows = router_rank_rows(e->rank.router);
+    struct rank_row sum = {0};
+    if (!e->job.kv.disk.dir[0]) return;
+    for (int i = 0; i < e->world_size; i++) {
+        sum.disk_hit_pages += rows[i].disk_hit_pages;
+        sum.disk_miss_pages += rows[i].disk_miss_pages;
+        sum.disk_bad_pages += rows[i].disk_bad_pages;
+        sum.disk_written_pages += rows[i].disk_written_pages;
+        sum.disk_dropped_pages += rows[i].disk_dropped_pages;
+        sum.disk_read_bytes += rows[i].disk_read_bytes;
+        sum.disk_written_bytes += rows[i].disk_written_bytes;
+    }
+    log_info("disk cache %s: prompt tokens from memory %lld, from disk %lld; pages read %lld "
+             "(%.3f GB), not there %lld, of these bad %lld; written %lld (%.3f GB), dropped %lld",
+             e->job.kv.disk.dir, (long long)(s->hit_tokens - s->hit_tokens_disk),
+             (long long)s->hit_tokens_disk, (long long)sum.disk_hit_pages,
+             1e-9 * (double)sum.disk_read_bytes, (long long)sum.disk_miss_pages,
+             (long long)sum.disk_bad_pages, (long long)sum.disk_written_pages,
+             1e-9 * (double)sum.disk_written_bytes, (long long)sum.disk_dropped_pages);
+}
+
 static enum status write_results(struct engine *e)
 {
     TRY(journal_expert_load(e->journal, e->cfg->layers, e->cfg->experts,
@@ -211,6 +246,7 @@ static enum status write_results(struct engine *e)
     summary->hit_in_file = order.hit_in_file;
     summary->hit_as_sent = order.hit_as_sent;
     if (st == OK) {
+        log_disk(e, summary);
         summary_print(summary, e->job.results, stdout);
         if (!summary->valid) st = error_set(ERR_INVALID, "INVALID: %s", summary->reason);
     }
@@ -223,6 +259,7 @@ enum status finish_job(struct engine *e)
     watch_owes(false);
     watch_phase(WATCH_RESULTS);
     watch_point("results");
+    rank_disk_close(&e->rank);
     TRY(send_figures(e));
     watch_wait(e->world_rank == 0 ? WATCH_FIGURES : WATCH_LAST);
     if (e->world_rank != 0) return poll_until(e, all_sent);
@@ -263,6 +300,7 @@ void finish_free(struct engine *e)
     }
     for (int l = 0; r->replica && l < e->cfg->layers; l++) replica_table_free(&r->replica[l]);
     free(r->replica);
+    rank_disk_free(r);
     if (r->use_prefix) prefix_index_free(&r->prefix);
     page_pool_free(&r->pool);
     if (r->placement.slot_expert) placement_free(&r->placement);

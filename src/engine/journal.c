@@ -341,6 +341,7 @@ static void encode_request(struct payload *p, const struct request_row *r)
         .finish = (int32_t)r->finish,
         .prompt_tokens = r->prompt_tokens,
         .cached_tokens = r->cached_tokens,
+        .cached_tokens_disk = r->cached_tokens_disk,
         .output_tokens = r->output_tokens,
         .prefill_rank = r->prefill_rank,
         .decode_rank = r->decode_rank,

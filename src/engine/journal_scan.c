@@ -16,6 +16,7 @@ bool journal_decode_request(const struct record *record, struct request_row *row
         .finish = (enum finish_reason)h.finish,
         .prompt_tokens = h.prompt_tokens,
         .cached_tokens = h.cached_tokens,
+        .cached_tokens_disk = h.cached_tokens_disk,
         .output_tokens = h.output_tokens,
         .prefill_rank = h.prefill_rank,
         .decode_rank = h.decode_rank,

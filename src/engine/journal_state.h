@@ -7,7 +7,7 @@
 #include "engine/journal.h"
 #include "engine/journal_segment.h"
 
-enum { JOURNAL_FORMAT = 1, JOURNAL_STEP_BATCH = 64 };
+enum { JOURNAL_FORMAT = 2, JOURNAL_STEP_BATCH = 64 };
 
 enum record_type {
     RECORD_HEADER = 1,
@@ -35,6 +35,7 @@ struct request_head {
     int32_t status, finish, prompt_tokens, cached_tokens, output_tokens;
     int32_t prefill_rank, decode_rank;
     uint32_t flags;
+    int32_t cached_tokens_disk, reserved;
 };
 enum { HAS_LOGPROBS = 1, HAS_PROMPT_LOGPROBS = 2 };
 

@@ -187,6 +187,29 @@ static enum status make_model(struct engine *e)
     return OK;
 }
 
+/* Pages are shared by all jobs whose pages have the same bits. */
+static enum status open_disk(struct engine *e)
+{
+    struct rank *r = &e->rank;
+    struct hash128 fp = {0, 0};
+    enum status st = e->world_rank == 0 ? checkpoint_fingerprint(e->ck, &fp) : OK;
+    TRY(agree(MPI_COMM_WORLD, st));
+    MPI_Bcast(&fp, sizeof fp, MPI_BYTE, 0, MPI_COMM_WORLD);
+    int32_t rest[] = {e->job.numerics, (int32_t)e->isa, JOB_BACKEND_CPU, KERNELS_BITS,
+                      (int32_t)r->model.kv_type};
+    fp = hash128(rest, sizeof rest, fp);
+    if (r->role != RANK_DECODE) st = rank_disk_open(r, fp);
+    TRY(agree(MPI_COMM_WORLD, st));
+    if (e->world_rank != 0) return OK; /* rank 0 prefills */
+    struct disk_stats d;
+    rank_disk_stats(r->disk, &d);
+    log_info("disk cache %s: %llu pages of this model found in %llu segments; %.3f of %.3f GB used; "
+             "%s%s", e->job.kv.disk.dir, (unsigned long long)d.pages,
+             (unsigned long long)d.segments, 1e-9 * (double)d.folder_bytes,
+             1e-9 * e->job.kv.disk.bytes, d.io, d.direct ? ", direct" : "");
+    return OK;
+}
+
 enum status start_model(struct engine *e)
 {
     struct rank *r = &e->rank;
@@ -198,6 +221,7 @@ enum status start_model(struct engine *e)
     }
     TRY(agree(MPI_COMM_WORLD, st));
     TRY(agree(MPI_COMM_WORLD, make_model(e)));
+    if (e->job.kv.disk.dir[0]) TRY(open_disk(e));
     TRY(agree(MPI_COMM_WORLD, tick_create(&r->waiter, &r->tick)));
     return OK;
 }

@@ -21,19 +21,24 @@ static bool admit(struct rank *r, struct sequence *s)
     bool use = r->use_prefix && !s->p.prompt_logprobs;
     if (use)
         cached = prefix_index_lookup(&r->prefix, s->prompt, (uint32_t)s->p.n_prompt, s->pages);
-    if (!rank_alloc_pages(r, need - (int)cached, s->pages + cached)) {
+    int rest = need - (int)cached;
+    if (!rank_alloc_pages(r, rest, s->pages + cached) &&
+        !(r->disk && rank_disk_make_room(r) && rank_alloc_pages(r, rest, s->pages + cached))) {
         page_pool_unref_all(&r->pool, s->pages, cached);
         return false;
     }
+    if (r->disk && use)
+        s->f.cached_tokens_disk = (int)rank_disk_admitted(r, s, cached) * page_tokens;
     s->n_pages = need;
     s->computed = s->f.cached_tokens = (int)cached * page_tokens;
     s->admitted = true;
     return true;
 }
 
-bool rank_can_prefill(const struct rank *r)
+bool rank_can_prefill(struct rank *r)
 {
-    const struct sequence *s = r->queue.head;
+    struct sequence *s = r->queue.head;
+    while (s && r->disk && !rank_disk_ready(r, s)) s = s->next;
     if (!s) return false;
     if (s->admitted || r->active.n + r->waiting.n + r->swapped.n == 0) return true;
     /* A mixed rank whose pages are all in use decodes until some come back. */
@@ -87,6 +92,7 @@ static int fill_chunk(struct rank *r, struct sequence **seq, struct prefill_piec
     int n = 0;
     uint32_t room = (uint32_t)r->cfg->chunk_tokens;
     for (struct sequence *s = r->queue.head; s && n < MAX_PIECES && room; s = s->next) {
+        if (r->disk && !rank_disk_ready(r, s)) continue; /* its pages are coming from disk */
         if (!admit(r, s)) break;
         struct prefill_piece want = {(uint32_t)s->computed, (uint32_t)(s->p.n_prompt - s->computed)};
         prefill_chunk_fill(&want, 1, room, 1, &take[n]);
@@ -202,6 +208,7 @@ enum status rank_prefill_step(struct rank *r)
         s->computed += (int)piece[i].n;
         r->stats.prefill_tokens += piece[i].n;
         r->report.tokens += (int)piece[i].n;
+        if (r->disk) rank_disk_offer(r, s);
         if (s->computed == s->p.n_prompt) TRY(finish_prompt(r, s));
     }
     r->report.requests = n;

@@ -33,6 +33,7 @@ static void receive_request(struct rank *r, const void *data, size_t bytes)
     s->f.t_prefill_start = s->f.t_first_token = NAN;
     if (s->prompt_logprob) s->prompt_logprob[0] = NAN;
     sequence_push(&r->queue, s);
+    if (r->disk) rank_disk_arrived(r, s);
 }
 
 /* Rank 0 has told the user why: this rank leaves with the same status and says nothing. */
@@ -66,6 +67,7 @@ enum status rank_poll(void *rank)
     struct rank *r = rank;
     watch_beat();
     TRY(ctl_poll(r->ctl));
+    rank_disk_poll(r);
     TRY(r->failed);
     TRY(interrupt_check());
     TRY(inquiry_poll(r));
@@ -78,6 +80,7 @@ void rank_kernel_poll(void *rank)
     watch_beat();
     transport_poll(r->transport);
     enum status st = ctl_poll(r->ctl);
+    rank_disk_poll(r);
     if (st != OK && r->failed == OK) r->failed = st;
 }
 
@@ -151,7 +154,7 @@ static void step_done(void *arg, const struct tick_report *rep, int n)
 
 static uint32_t work_now(void *arg)
 {
-    const struct rank *r = arg;
+    struct rank *r = arg;
     return (r->role != RANK_DECODE && rank_can_prefill(r) ? (uint32_t)WORK_PREFILL : 0u) |
            (rank_can_decode(r) ? (uint32_t)WORK_DECODE : 0u);
 }

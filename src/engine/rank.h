@@ -10,6 +10,7 @@
 #include "balance/eplb.h"
 #include "config/job.h"
 #include "engine/ctl.h"
+#include "engine/disk.h"
 #include "engine/inquiry.h"
 #include "engine/rank_map.h"
 #include "engine/sequence.h"
@@ -55,6 +56,7 @@ struct rank {
     struct page_pool pool;
     struct prefix_index prefix;
     bool use_prefix;
+    struct rank_disk *disk;      /* NULL: no disk tier, or a rank that does not prefill */
     size_t page_layer_bytes;     /* one page of one layer */
 
     struct sequence_list queue;     /* to prefill, FIFO */
@@ -97,7 +99,7 @@ enum status rank_poll(void *rank);
 void rank_kernel_poll(void *rank);
 
 /* ---- prefill.c ---- */
-bool rank_can_prefill(const struct rank *r);
+bool rank_can_prefill(struct rank *r);
 enum status rank_prefill_step(struct rank *r);
 
 /* ---- decode.c ---- */

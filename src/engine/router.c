@@ -279,6 +279,11 @@ void router_awaited(const struct router *r, uint8_t *bits)
         if (!r->reported[i]) bits[i / 8] |= (uint8_t)(1u << i % 8);
 }
 
+const struct rank_row *router_rank_rows(const struct router *r)
+{
+    return r->rank_rows;
+}
+
 const int64_t *router_expert_load(const struct router *r)
 {
     return r->expert_load;

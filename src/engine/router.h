@@ -56,6 +56,8 @@ int router_stats_received(const struct router *r);
 struct router_order_report router_order_report(const struct router *r);
 /* Sets the bits of the ranks whose closing figures have not arrived. */
 void router_awaited(const struct router *r, uint8_t *bits);
+/* Closing figures of all ranks, [ranks]; zero where they have not arrived. */
+const struct rank_row *router_rank_rows(const struct router *r);
 /* Rows routed by the gates, summed over ranks: [layers][experts]. */
 const int64_t *router_expert_load(const struct router *r);
 /* The error that a rank reported, as status; its text is in error_text. */

@@ -103,6 +103,7 @@ static enum status answer(struct router *r, const void *data)
         .finish = w.stopped ? FINISH_STOP : FINISH_LENGTH,
         .prompt_tokens = w.p.n_prompt,
         .cached_tokens = w.f.cached_tokens,
+        .cached_tokens_disk = w.f.cached_tokens_disk,
         .output_tokens = w.n_out,
         .prefill_rank = w.p.prefill_rank,
         .decode_rank = w.p.decode_rank,

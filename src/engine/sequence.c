@@ -31,6 +31,7 @@ void sequence_free(struct sequence *s)
     free(s->out);
     free(s->logprob);
     free(s->prompt_logprob);
+    free(s->chain);
     free(s->host_kv);
     free(s);
 }

@@ -6,11 +6,14 @@
 #ifndef ENGINE_SEQUENCE_H
 #define ENGINE_SEQUENCE_H
 
+#include "core/hash.h"
 #include "core/status.h"
 #include "engine/wire.h"
 #include "kvcache/page_pool.h"
 
 #include <stdbool.h>
+
+struct fetch;
 
 struct sequence {
     struct sequence *next;
@@ -29,6 +32,11 @@ struct sequence {
     bool stopped;
     int kv_received;        /* CTL_KV messages so far; START says how many */
     bool started;           /* START has arrived */
+    struct hash128 *chain;  /* [n_chain] hashes of the prompt's full pages; NULL until needed */
+    uint32_t n_chain;
+    struct fetch *fetch;    /* its pages on their way from disk (engine/disk.c), or NULL */
+    bool disk_looked;       /* its prefix was looked for on disk */
+    uint32_t disk_first, disk_pages; /* pages of the prompt that its fetch brought */
     char *host_kv;          /* pages moved to host memory: [layers][n_pages][page bytes] or NULL */
 };
 

@@ -42,6 +42,7 @@ struct wire_prefilled {
     int32_t cached_tokens, first_token;
     float first_logprob;
     int32_t kv_messages; /* CTL_KV messages that belong to this request */
+    int32_t cached_tokens_disk, reserved; /* of cached_tokens, read from disk for it */
     double t_prefill_start, t_first_token;
 };
 

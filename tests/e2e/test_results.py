@@ -12,7 +12,8 @@ from conftest import golden, line, moebatch, prompts_of
 
 COLUMNS = {
     "requests": ["custom_id", "status", "error", "finish_reason", "prompt_tokens",
-                 "cached_tokens", "output_tokens", "output_offset", "prefill_rank",
+                 "cached_tokens", "cached_tokens_memory", "cached_tokens_disk",
+                 "output_tokens", "output_offset", "prefill_rank",
                  "decode_rank", "t_arrival", "t_prefill_start", "t_first_token", "t_finish"],
     "attempts": ["attempt", "start_utc", "end_utc", "ranks", "hosts", "isa", "gpu_s"],
     "ranks": ["rank", "host", "node", "unit", "role", "local", "compute_s", "exposed_comm_s",
