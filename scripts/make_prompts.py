@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes inputs/prompts/demo.jsonl and demo-small.jsonl: requests on the King James text.
+"""Makes demo.jsonl, demo-small.jsonl and multi-turn.jsonl in inputs/prompts: requests on the King
+James text.
 
     python scripts/make_prompts.py --model inputs/models/kjv-demo --out inputs/prompts
 
@@ -122,10 +123,32 @@ def single_texts(writer, chapters, count):
         writer.add(f"single-{number:03d}", cut(chapter.text, tokens, writer), writer.length())
 
 
+def conversations(writer, chapters, opening, count, turns):
+    """Conversations about chapters that begin with the same words. A turn's prompt is the one before,
+    the answer to it as the text gives it, and the opening of another chapter. Returned turn by turn,
+    the conversations of a turn in mixed order, as answers make them come back."""
+    rounds = [[] for _ in range(turns)]
+    for number in range(count):
+        ids = list(opening)
+        for turn in range(turns):
+            verse = writer.rng.choice(chapters)
+            ids = ids + writer.encode(f"{verse.book} {verse.number}\n")[1:]
+            verses = "\n".join(verse.verses) + "\n"
+            text = writer.encode(verses)[1:]
+            asked, answer = writer.rng.randrange(16, 40), writer.rng.randrange(24, 49)
+            ids = ids + text[:asked]
+            rounds[turn].append((f"chat-{number:02d}-{turn}", ids, answer))
+            ids = ids + text[asked:asked + answer]
+    for turn in rounds:
+        writer.rng.shuffle(turn)
+    for name, ids, answer in (request for turn in rounds for request in turn):
+        writer.add(name, ids, answer, plain=True, ignore_eos=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="directory with tokenizer.json")
-    parser.add_argument("--out", required=True, help="directory of the two files")
+    parser.add_argument("--out", required=True, help="directory of the three files")
     parser.add_argument("--text", help="verse lines 'Ge1:1 In the...' (default: run `bible`)")
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(os.path.join(args.model, "tokenizer.json"))
@@ -147,7 +170,12 @@ def main():
     for number, text in enumerate(SMALL):
         small.add(f"small-{number:02d}", small.encode(text), 32 if number % 3 else 24, plain=True)
     small.save(os.path.join(args.out, "demo-small.jsonl"))
-    report(writer.lines, small.lines)
+
+    chats = Writer(tokenizer, seed=1611)
+    opening = cut(longer[0].text, 150, chats)
+    conversations(chats, longer[1:], opening, count=16, turns=6)
+    chats.save(os.path.join(args.out, "multi-turn.jsonl"))
+    report(writer.lines, small.lines, chats.lines)
     return 0
 
 

@@ -53,12 +53,12 @@ static int fewer_tokens(const struct prefill_balance *b, int a, int c)
 }
 
 int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint32_t *cached,
-                         uint64_t most_queued)
+                         const bool *may)
 {
     int best = -1;
     double best_cost = 0;
     for (int rank = 0; rank < b->units * b->ranks_per_unit; rank++) {
-        if (b->tokens[rank] > most_queued) continue;
+        if (may && !may[rank]) continue;
         uint32_t have = cached ? cached[rank] : 0;
         if (n && have >= n) have = n - 1;
         double cost = b->work[rank] + b->weights.reuse * prefill_work(&b->weights, have, n - have);

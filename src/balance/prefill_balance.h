@@ -13,6 +13,7 @@
 
 #include "core/status.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct prefill_weights {
@@ -41,10 +42,10 @@ void prefill_balance_free(struct prefill_balance *b);
 /* The rank with the least (queued work + reuse * the request's work there), ties to the unit,
  * then the rank, with fewer queued tokens, then to the lower number. A prompt of n tokens of
  * which cached[rank] need not be computed there (NULL: none cached); the cached part is at most
- * n - 1. Only ranks with at most most_queued queued tokens are looked at; -1 when there is none.
- * Pure: prefill_balance_add records the choice. */
+ * n - 1. Only ranks with may[rank] are looked at (NULL: all); -1 when there is none. Pure:
+ * prefill_balance_add records the choice. */
 int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint32_t *cached,
-                         uint64_t most_queued);
+                         const bool *may);
 
 /* Tokens [pos0, pos0 + n) are queued on the rank; the same numbers, whole or chunk by chunk, are
  * taken off when computed (or dropped). */

@@ -38,7 +38,8 @@ static enum status init_balancers(struct router *r)
     if (r->use_routes)
         TRY(route_index_init(&r->routes, 1u << 16, (uint32_t)job->kv.page_tokens));
     r->cached = calloc((size_t)r->n_prefill, sizeof *r->cached);
-    if (!r->cached) return error_set(ERR_RESOURCE, "no memory for the router");
+    r->may = calloc((size_t)r->n_prefill, sizeof *r->may);
+    if (!r->cached || !r->may) return error_set(ERR_RESOURCE, "no memory for the router");
     return router_order_init(r);
 }
 
@@ -95,6 +96,7 @@ void router_free(struct router *r)
     request_free(&r->pending);
     router_order_free(r);
     free(r->cached);
+    free(r->may);
     free(r->flight);
     free(r->id);
     free(r->expert_load);
@@ -124,10 +126,15 @@ static enum status take_flight(struct router *r, int *ticket)
     return OK;
 }
 
-uint64_t router_queue_limit(const struct router *r)
+/* A rank with two chunks queued is full, and passed over even if it holds the prefix: its work would
+ * wait while others have none. A mixed rank needs room to decode, too. */
+void router_find_room(struct router *r, uint32_t pages, uint32_t prompt)
 {
     const struct job_role *p = r->mixed ? &r->s.job->mixed : &r->s.job->prefill;
-    return 2 * (uint64_t)p->chunk_tokens;
+    uint64_t most = 2 * (uint64_t)p->chunk_tokens;
+    for (int i = 0; i < r->n_prefill; i++)
+        r->may[i] = r->prefill.tokens[i] <= most &&
+                    (!r->mixed || decode_balance_admits(&r->decode, i, pages, prompt));
 }
 
 /* Ranks for the pending request; false when it has to wait. */
@@ -142,22 +149,13 @@ static bool choose_ranks(struct router *r, struct flight *f)
     }
     f->n_prompt = n;
     f->pages = decode_expected_pages(n, (uint32_t)q->max_tokens, 0, r->decode.mean_output, pt);
-    /* A full rank is passed over even if it holds the prefix: its work would wait two steps and
-     * more while others have none. */
-    uint64_t most = router_queue_limit(r);
-    f->prefill = prefill_balance_pick(&r->prefill, n, cached, most);
-    bool decodes = r->mixed || q->max_tokens > 1;
+    router_find_room(r, f->pages, n);
+    f->prefill = prefill_balance_pick(&r->prefill, n, cached, r->may);
     f->decode = -1;
     if (f->prefill < 0) return false;
-    if (r->mixed) {
-        if (!decode_balance_admits(&r->decode, f->prefill, f->pages, n))
-            f->prefill = decode_balance_pick(&r->decode, f->pages, n);
-        f->decode = f->prefill;
-    } else if (decodes) {
-        f->decode = decode_balance_pick(&r->decode, f->pages, n);
-    }
-    if (f->prefill < 0 || (decodes && f->decode < 0)) return false;
-    if (r->prefill.tokens[f->prefill] > most) return false;
+    if (r->mixed) f->decode = f->prefill;
+    else if (q->max_tokens > 1) f->decode = decode_balance_pick(&r->decode, f->pages, n);
+    if (f->decode < 0 && q->max_tokens > 1) return false;
     f->cached = cached ? cached[f->prefill] : 0;
     return true;
 }

@@ -102,7 +102,8 @@ enum status router_order_next(struct router *r)
         index = r->next++;
     } else {
         /* The rank with the least work gets the next request that suits it. */
-        int lane = prefill_balance_pick(&r->prefill, 1, 0, router_queue_limit(r));
+        router_find_room(r, 1, 1);
+        int lane = prefill_balance_pick(&r->prefill, 1, 0, r->may);
         if (lane < 0) {
             r->blocked = true;
             return OK;

@@ -40,7 +40,8 @@ struct router {
     struct decode_balance decode;
     struct route_index routes;
     bool use_routes;
-    uint32_t *cached;       /* [n_prefill] */
+    uint32_t *cached;       /* [n_prefill] scratch of a choice */
+    bool *may;              /* [n_prefill] scratch: who may take a request */
     struct flight *flight;
     int flights, free_flight, in_flight;
     struct router_ahead ahead;
@@ -69,8 +70,8 @@ void router_order_free(struct router *r);
 enum status router_order_next(struct router *r);
 /* The pending request goes to this prefill rank. */
 void router_order_sent(struct router *r, int prefill);
-/* Prompt tokens that a prefill rank may have queued before it gets more. */
-uint64_t router_queue_limit(const struct router *r);
+/* The prefill ranks that may take a request of so many pages and prompt tokens now, as `may`. */
+void router_find_room(struct router *r, uint32_t pages, uint32_t prompt);
 
 /* A request has ended, now or in an earlier attempt: counts, progress, response line. */
 enum status router_account_for(struct router *r, const struct request_row *row);

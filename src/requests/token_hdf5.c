@@ -1,5 +1,7 @@
 /* token_hdf5.c - an HDF5 token file: /tokens, /offsets and optional columns. Rows are read in
- * blocks, so that requests taken in order cost one small read a thousand. */
+ * blocks, so that requests taken in order cost one small read a thousand. A second block serves
+ * those behind the furthest one: the program reads ahead and then takes what it has seen in another
+ * order. */
 #include "requests/request_check.h"
 #include "requests/token_source.h"
 
@@ -36,16 +38,21 @@ union cell {
     double d;
 };
 
+struct block {
+    int64_t first, rows; /* rows held; 0: none */
+    int64_t last;        /* row asked for last */
+    int64_t offsets[BLOCK_ROWS + 1];
+    union cell cells[C_COUNT][BLOCK_ROWS];
+    char ids[BLOCK_ROWS][ID_BYTES];
+};
+
 struct source {
     struct token_source base;
     hid_t file, tokens, offsets, ids, id_type; /* ids < 0: no column */
     hid_t column[C_COUNT];                     /* < 0: not there */
     int64_t n_tokens;
     unsigned char *duplicate; /* one bit a row; NULL without ids */
-    int64_t block;            /* first row held, -1: none */
-    int64_t block_offsets[BLOCK_ROWS + 1];
-    union cell block_cells[C_COUNT][BLOCK_ROWS];
-    char block_ids[BLOCK_ROWS][ID_BYTES];
+    struct block front, behind;
 };
 
 static enum status bad_file(const char *path, const char *what)
@@ -95,21 +102,22 @@ static bool read_rows(hid_t set, hid_t type, int64_t first, int64_t n, void *out
 }
 
 /* Strings of fixed or variable length into the block's fixed cells. */
-static bool read_ids(struct source *s, int64_t first, int64_t n)
+static bool read_ids(const struct source *s, struct block *b)
 {
+    int64_t first = b->first, n = b->rows;
     if (!H5Tis_variable_str(s->id_type)) {
         hid_t fixed = H5Tcopy(s->id_type);
         H5Tset_size(fixed, ID_BYTES);
         H5Tset_strpad(fixed, H5T_STR_NULLPAD);
-        bool ok = read_rows(s->ids, fixed, first, n, s->block_ids);
+        bool ok = read_rows(s->ids, fixed, first, n, b->ids);
         H5Tclose(fixed);
         return ok;
     }
     char *text[BLOCK_ROWS] = {0};
     if (!read_rows(s->ids, s->id_type, first, n, text)) return false;
-    memset(s->block_ids, 0, sizeof s->block_ids);
+    memset(b->ids, 0, (size_t)n * sizeof *b->ids);
     for (int64_t i = 0; i < n; i++)
-        if (text[i]) memcpy(s->block_ids[i], text[i], strnlen(text[i], ID_BYTES));
+        if (text[i]) memcpy(b->ids[i], text[i], strnlen(text[i], ID_BYTES));
     hsize_t count = (hsize_t)n;
     hid_t space = H5Screate_simple(1, &count, NULL);
     H5Dvlen_reclaim(s->id_type, space, H5P_DEFAULT, text);
@@ -117,29 +125,48 @@ static bool read_ids(struct source *s, int64_t first, int64_t n)
     return true;
 }
 
-static bool read_column(struct source *s, int c, int64_t first, int64_t n)
+static bool read_column(const struct source *s, int c, struct block *b)
 {
     hid_t set = s->column[c];
-    union cell *cells = s->block_cells[c];
-    if (columns[c].real) return read_rows(set, H5T_NATIVE_DOUBLE, first, n, cells);
+    union cell *cells = b->cells[c];
+    if (columns[c].real) return read_rows(set, H5T_NATIVE_DOUBLE, b->first, b->rows, cells);
     hid_t type = c == C_SEED && is_unsigned(set) ? H5T_NATIVE_UINT64 : H5T_NATIVE_INT64;
-    return read_rows(set, type, first, n, cells);
+    return read_rows(set, type, b->first, b->rows, cells);
 }
 
-/* Brings the block with row i into memory. */
-static enum status load_block(struct source *s, const char *path, int64_t i)
+static bool in_block(const struct block *b, int64_t i)
 {
-    if (s->block >= 0 && i >= s->block && i < s->block + BLOCK_ROWS) return OK;
-    int64_t first = i / BLOCK_ROWS * BLOCK_ROWS, n = s->base.count - first;
-    if (n > BLOCK_ROWS) n = BLOCK_ROWS;
-    s->block = -1;
-    bool ok = read_rows(s->offsets, H5T_NATIVE_INT64, first, n + 1, s->block_offsets);
+    return i >= b->first && i < b->first + b->rows;
+}
+
+static enum status load_block(const struct source *s, const char *path, int64_t first, int64_t rows,
+                              struct block *b)
+{
+    b->first = first;
+    b->rows = rows;
+    bool ok = read_rows(s->offsets, H5T_NATIVE_INT64, first, rows + 1, b->offsets);
     for (int c = 0; c < C_COUNT && ok; c++)
-        if (s->column[c] >= 0) ok = read_column(s, c, first, n);
-    if (ok && s->ids >= 0) ok = read_ids(s, first, n);
-    if (!ok) return bad_file(path, "rows cannot be read: the file is damaged");
-    s->block = first;
-    return OK;
+        if (s->column[c] >= 0) ok = read_column(s, c, b);
+    if (ok && s->ids >= 0) ok = read_ids(s, b);
+    if (ok) return OK;
+    b->rows = 0;
+    return bad_file(path, "rows cannot be read: the file is damaged");
+}
+
+/* The block with row i. Behind the front a whole block is worth its reading only where rows come
+ * in steps so small that many are used; else the row alone. */
+static enum status find_block(struct source *s, const char *path, int64_t i, struct block **out)
+{
+    enum { SMALL_STEP = 64 };
+    bool is_behind = i < s->front.first;
+    struct block *b = is_behind ? &s->behind : &s->front;
+    bool alone = is_behind && (i <= b->last || i > b->last + SMALL_STEP);
+    b->last = i;
+    *out = b;
+    if (in_block(b, i)) return OK;
+    int64_t first = alone ? i : i / BLOCK_ROWS * BLOCK_ROWS, rows = alone ? 1 : BLOCK_ROWS;
+    if (rows > s->base.count - first) rows = s->base.count - first;
+    return load_block(s, path, first, rows, b);
 }
 
 static void close_source(struct token_source *base)
@@ -213,16 +240,18 @@ struct pass {
 static bool same_id(void *arg, uint32_t earlier, uint32_t now)
 {
     struct pass *p = arg;
-    p->st = load_block(p->s, p->path, earlier);
-    return p->st == OK && !memcmp(p->s->block_ids[earlier % BLOCK_ROWS],
+    struct block *b = NULL;
+    p->st = find_block(p->s, p->path, earlier, &b);
+    return p->st == OK && !memcmp(b->ids[earlier - b->first],
                                   p->names + (size_t)(now % BLOCK_ROWS) * ID_BYTES, ID_BYTES);
 }
 
 static enum status add_block(struct pass *p, struct id_set *ids, int64_t first)
 {
     struct source *s = p->s;
-    TRY(load_block(s, p->path, first));
-    memcpy(p->names, s->block_ids, sizeof s->block_ids);
+    struct block *b = NULL;
+    TRY(find_block(s, p->path, first, &b));
+    memcpy(p->names, b->ids, sizeof b->ids);
     for (int64_t i = first; i < first + BLOCK_ROWS && i < s->base.count; i++) {
         const char *name = p->names + (size_t)(i - first) * ID_BYTES;
         bool seen = false;
@@ -239,13 +268,14 @@ static enum status find_duplicates(struct source *s, const char *path)
 {
     if (s->ids < 0) return OK;
     struct id_set ids = {0};
-    struct pass p = {.s = s, .path = path, .names = malloc(sizeof s->block_ids)};
+    struct pass p = {.s = s, .path = path, .names = malloc(sizeof s->front.ids)};
     s->base.bytes = (size_t)s->base.count / 8 + 1;
     s->duplicate = calloc(1, s->base.bytes);
     enum status st = p.names && s->duplicate ? OK : error_set(ERR_RESOURCE, "out of memory");
     for (int64_t i = 0; i < s->base.count && st == OK; i += BLOCK_ROWS)
         st = add_block(&p, &ids, i);
     s->base.peak_bytes = s->base.bytes + ids.peak_bytes;
+    s->front.first = s->front.rows = 0; /* requests are read from the first row on */
     id_set_free(&ids);
     free(p.names);
     return st;
@@ -257,7 +287,6 @@ static enum status open_source(const char *path, struct parse_context *c, struct
     struct source *s = calloc(1, sizeof *s);
     if (!s) return error_set(ERR_RESOURCE, "out of memory for the token file");
     s->base.ops = &token_hdf5;
-    s->block = -1;
     s->tokens = s->offsets = s->ids = s->id_type = -1;
     for (int i = 0; i < C_COUNT; i++) s->column[i] = -1;
     H5E_auto2_t print;
@@ -283,11 +312,12 @@ static double value_of(const union cell *cell, int c)
     return columns[c].real ? cell->d : (double)cell->i;
 }
 
-static void apply_columns(struct source *s, int64_t row, struct request *r)
+static void apply_columns(const struct source *s, const struct block *b, int64_t row,
+                          struct request *r)
 {
     const union cell *cells[C_COUNT];
     for (int c = 0; c < C_COUNT; c++) {
-        cells[c] = s->column[c] >= 0 ? &s->block_cells[c][row] : NULL;
+        cells[c] = s->column[c] >= 0 ? &b->cells[c][row] : NULL;
         if (!cells[c]) continue;
         double v = value_of(cells[c], c);
         if (isnan(v) || v < columns[c].min || v > columns[c].max) {
@@ -307,10 +337,9 @@ static void apply_columns(struct source *s, int64_t row, struct request *r)
     if (r->top_p == 0) request_fail(r, "top_p is 0, expected more");
 }
 
-static enum status read_prompt(struct source *s, struct parse_context *c, int64_t row,
-                               struct request *r)
+static enum status read_prompt(const struct source *s, const struct parse_context *c, int64_t begin,
+                               int64_t end, struct request *r)
 {
-    int64_t begin = s->block_offsets[row], end = s->block_offsets[row + 1];
     if (begin < 0 || end < begin || end > s->n_tokens || end - begin > INT32_MAX) {
         request_fail(r, "offsets %" PRId64 " to %" PRId64 " are not inside the %" PRId64 " tokens",
                      begin, end, s->n_tokens);
@@ -330,18 +359,19 @@ static enum status get_request(struct token_source *base, struct parse_context *
                                struct request *r)
 {
     struct source *s = (struct source *)base;
-    TRY(load_block(s, c->path, i));
-    int64_t row = i - s->block;
+    struct block *b = NULL;
+    TRY(find_block(s, c->path, i, &b));
+    int64_t row = i - b->first;
     request_reset(r, i, &c->defaults);
     if (s->ids >= 0) {
-        request_set_id(r, s->block_ids[row], strnlen(s->block_ids[row], ID_BYTES));
+        request_set_id(r, b->ids[row], strnlen(b->ids[row], ID_BYTES));
         if (s->duplicate[i / 8] >> i % 8 & 1)
             request_fail(r, "custom_id was given before: make it unique");
     } else {
         snprintf(r->custom_id, sizeof r->custom_id, "request-%" PRId64, i);
     }
-    apply_columns(s, row, r);
-    TRY(read_prompt(s, c, row, r));
+    apply_columns(s, b, row, r);
+    TRY(read_prompt(s, c, b->offsets[row], b->offsets[row + 1], r));
     request_check(r, &c->limits);
     return OK;
 }

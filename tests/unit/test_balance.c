@@ -135,7 +135,7 @@ static void test_prefill_pick(void **state)
     /* Equal requests go round the units, then the ranks. */
     static const int expect[4] = {0, 2, 1, 3};
     for (int i = 0; i < 4; i++) {
-        int rank = prefill_balance_pick(&b, 100, NULL, UINT64_MAX);
+        int rank = prefill_balance_pick(&b, 100, NULL, NULL);
         assert_int_equal(rank, expect[i]);
         prefill_balance_add(&b, rank, 0, 100);
     }
@@ -143,13 +143,17 @@ static void test_prefill_pick(void **state)
     assert_true(fabs(prefill_work(&w, 96, 4) - (4 + 3.94)) < 1e-12);
     uint32_t cached[4] = {0, 0, 0, 96};
     prefill_balance_done(&b, 0, 0, 100);
-    assert_int_equal(prefill_balance_pick(&b, 100, cached, UINT64_MAX), 3);
+    assert_int_equal(prefill_balance_pick(&b, 100, cached, NULL), 3);
     /* Not when its queue is longer than twice what is saved. */
     prefill_balance_add(&b, 3, 0, 300);
-    assert_int_equal(prefill_balance_pick(&b, 100, cached, UINT64_MAX), 0);
+    assert_int_equal(prefill_balance_pick(&b, 100, cached, NULL), 0);
     /* A hit on everything still computes a token. */
     uint32_t all[4] = {100, 100, 100, 100};
-    assert_int_equal(prefill_balance_pick(&b, 100, all, UINT64_MAX), 0);
+    assert_int_equal(prefill_balance_pick(&b, 100, all, NULL), 0);
+    /* A rank that may not is passed over, even the one with the prefix. */
+    const bool may[6] = {[1] = true, [4] = true}, none[6] = {false};
+    assert_int_equal(prefill_balance_pick(&b, 100, all, may), 1);
+    assert_int_equal(prefill_balance_pick(&b, 100, all, none), -1);
     prefill_balance_free(&b);
     error_clear();
     assert_int_equal(prefill_balance_init(&b, 0, 2, NULL), ERR_BUG);
@@ -169,7 +173,7 @@ static void test_prefill_quality(void **state)
     double worst_excess = 0, longest = 0;
     for (int i = 0; i < N; i++) {
         uint32_t n = (uint32_t)exp2(4 + 10 * rng_uniform(3, (uint64_t)i));
-        int rank = prefill_balance_pick(&b, n, NULL, UINT64_MAX);
+        int rank = prefill_balance_pick(&b, n, NULL, NULL);
         prefill_balance_add(&b, rank, 0, n);
         longest = fmax(longest, prefill_work(&b.weights, 0, n));
         assert_true(n_left[rank] < N / 8);

@@ -233,11 +233,59 @@ static void test_bad_files(void **state)
     finish(path);
 }
 
+/* Many rows read ahead, back, in small steps and at random: each is the row asked for. */
+static void test_any_order(void **state)
+{
+    (void)state;
+    enum { ROWS = 5000 };
+    static int64_t offsets[ROWS + 1], max_tokens[ROWS];
+    static char ids[ROWS][8];
+    char *path = new_path();
+    for (int i = 0; i < ROWS; i++) {
+        max_tokens[i] = 1 + i % 9;
+        snprintf(ids[i], sizeof ids[i], "r%d", i);
+    }
+    static int32_t flat[ROWS];
+    for (int i = 0; i <= ROWS; i++) offsets[i] = i;
+    for (int i = 0; i < ROWS; i++) flat[i] = 1 + i % 97;
+    hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    hid_t text = H5Tcopy(H5T_C_S1);
+    H5Tset_size(text, sizeof ids[0]);
+    put(file, "tokens", H5T_STD_I32LE, H5T_NATIVE_INT32, ROWS, flat);
+    put(file, "offsets", H5T_STD_I64LE, H5T_NATIVE_INT64, ROWS + 1, offsets);
+    put(file, "max_tokens", H5T_STD_I64LE, H5T_NATIVE_INT64, ROWS, max_tokens);
+    put(file, "custom_id", text, text, ROWS, ids);
+    H5Tclose(text);
+    H5Fclose(file);
+    struct token_file *tf;
+    struct request r = {0};
+    assert_int_equal(token_file_open(path, &defaults, &limits, &tf), OK);
+    for (uint64_t k = 0; k < 4000; k++) {
+        /* Four habits in turn: ahead, at random, up in steps of 20, back. */
+        int64_t i = k % 4 == 0   ? (int64_t)k
+                    : k % 4 == 1 ? (int64_t)(rng_u64(9, k) % ROWS)
+                    : k % 4 == 2 ? (int64_t)(k / 4 * 20 % ROWS)
+                                 : (int64_t)(ROWS - 1 - k);
+        assert_int_equal(token_file_get(tf, i, &r), OK);
+        assert_string_equal(r.error, "");
+        assert_string_equal(r.custom_id, ids[i]);
+        assert_true(r.n_tokens == 1 && r.tokens[0] == flat[i] && r.max_tokens == max_tokens[i]);
+    }
+    for (int64_t i = 0; i < 3000; i += 7) { /* small steps behind the front: whole blocks */
+        assert_int_equal(token_file_get(tf, i, &r), OK);
+        assert_string_equal(r.custom_id, ids[i]);
+    }
+    request_free(&r);
+    token_file_close(tf);
+    finish(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),        cmocka_unit_test(test_columns),
         cmocka_unit_test(test_variable_ids), cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_any_order),
     };
     return cmocka_run_group_tests(tests, 0, 0);
 }
