@@ -71,6 +71,15 @@ int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint
     return best;
 }
 
+void prefill_balance_room(const struct prefill_balance *b, uint32_t chunk_tokens,
+                          const struct decode_balance *decode, uint32_t pages, uint32_t n,
+                          bool *may)
+{
+    for (int rank = 0; rank < b->units * b->ranks_per_unit; rank++)
+        may[rank] = b->tokens[rank] <= 2 * (uint64_t)chunk_tokens &&
+                    (!decode || decode_balance_admits(decode, rank, pages, n));
+}
+
 void prefill_balance_add(struct prefill_balance *b, int rank, uint32_t pos0, uint32_t n)
 {
     b->work[rank] += prefill_work(&b->weights, pos0, n);

@@ -11,6 +11,7 @@
 #ifndef BALANCE_PREFILL_BALANCE_H
 #define BALANCE_PREFILL_BALANCE_H
 
+#include "balance/decode_balance.h"
 #include "core/status.h"
 
 #include <stdbool.h>
@@ -46,6 +47,14 @@ void prefill_balance_free(struct prefill_balance *b);
  * prefill_balance_add records the choice. */
 int prefill_balance_pick(const struct prefill_balance *b, uint32_t n, const uint32_t *cached,
                          const bool *may);
+
+/* may: [units * ranks_per_unit] out, who may take a request of n tokens now. A rank with more than
+ * two chunks queued is full, and passed over even if it holds the prefix: its work would wait while
+ * others have none. A rank of mixed units needs room to decode, too (decode, with the request's
+ * expected pages; NULL: units that only prefill). */
+void prefill_balance_room(const struct prefill_balance *b, uint32_t chunk_tokens,
+                          const struct decode_balance *decode, uint32_t pages, uint32_t n,
+                          bool *may);
 
 /* Tokens [pos0, pos0 + n) are queued on the rank; the same numbers, whole or chunk by chunk, are
  * taken off when computed (or dropped). */

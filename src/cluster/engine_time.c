@@ -54,6 +54,7 @@ struct sim {
     int units, n_prefill, n_decode;
     bool mixed;
     struct prefill_balance pb;
+    bool *may; /* [prefill ranks] of a choice */
     struct decode_balance db;
     int64_t next, finished;
     double now;
@@ -97,19 +98,14 @@ static bool choose_ranks(struct sim *m, int64_t i)
     const struct job_role *p = m->mixed ? &m->s->job->mixed : &m->s->job->prefill;
     f->pages = decode_expected_pages(prompt, (uint32_t)q->output, 0, m->db.mean_output,
                                      (uint32_t)m->s->job->kv.page_tokens);
-    uint64_t most = 2 * (uint64_t)p->chunk_tokens; /* router_queue_limit */
-    f->prefill = prefill_balance_pick(&m->pb, prompt, NULL, most);
+    prefill_balance_room(&m->pb, (uint32_t)p->chunk_tokens, m->mixed ? &m->db : NULL, f->pages,
+                         prompt, m->may);
+    f->prefill = prefill_balance_pick(&m->pb, prompt, NULL, m->may);
     f->decode = -1;
     if (f->prefill < 0) return false;
-    if (m->mixed) {
-        if (!decode_balance_admits(&m->db, f->prefill, f->pages, prompt))
-            f->prefill = decode_balance_pick(&m->db, f->pages, prompt);
-        f->decode = f->prefill;
-    } else if (q->output > 1) {
-        f->decode = decode_balance_pick(&m->db, f->pages, prompt);
-    }
-    if (f->prefill < 0 || ((m->mixed || q->output > 1) && f->decode < 0)) return false;
-    return m->pb.tokens[f->prefill] <= most;
+    if (m->mixed) f->decode = f->prefill;
+    else if (q->output > 1) f->decode = decode_balance_pick(&m->db, f->pages, prompt);
+    return f->decode >= 0 || q->output <= 1;
 }
 
 static void send_out(struct sim *m)
@@ -510,7 +506,8 @@ static enum status setup_sim(struct sim *m, const double *popularity)
     m->n_decode = ranks_of(d);
     m->unit = calloc((size_t)(p->units + d->units), sizeof *m->unit);
     m->f = calloc((size_t)m->s->n_requests + 1, sizeof *m->f);
-    if (!m->unit || !m->f) return error_set(ERR_RESOURCE, "out of memory");
+    m->may = calloc((size_t)m->n_prefill, sizeof *m->may);
+    if (!m->unit || !m->f || !m->may) return error_set(ERR_RESOURCE, "out of memory");
     if (m->mixed) {
         TRY(add_units(m, p, true, true, popularity));
     } else {
@@ -547,6 +544,7 @@ static void free_sim(struct sim *m)
         for (int k = 0; k < 2; k++) engine_step_free(&m->unit[i].step[k]);
     free(m->unit);
     free(m->f);
+    free(m->may);
     prefill_balance_free(&m->pb);
     decode_balance_free(&m->db);
 }

@@ -126,15 +126,11 @@ static enum status take_flight(struct router *r, int *ticket)
     return OK;
 }
 
-/* A rank with two chunks queued is full, and passed over even if it holds the prefix: its work would
- * wait while others have none. A mixed rank needs room to decode, too. */
 void router_find_room(struct router *r, uint32_t pages, uint32_t prompt)
 {
     const struct job_role *p = r->mixed ? &r->s.job->mixed : &r->s.job->prefill;
-    uint64_t most = 2 * (uint64_t)p->chunk_tokens;
-    for (int i = 0; i < r->n_prefill; i++)
-        r->may[i] = r->prefill.tokens[i] <= most &&
-                    (!r->mixed || decode_balance_admits(&r->decode, i, pages, prompt));
+    prefill_balance_room(&r->prefill, (uint32_t)p->chunk_tokens, r->mixed ? &r->decode : 0, pages,
+                         prompt, r->may);
 }
 
 /* Ranks for the pending request; false when it has to wait. */

@@ -151,13 +151,41 @@ static void test_prefill_pick(void **state)
     uint32_t all[4] = {100, 100, 100, 100};
     assert_int_equal(prefill_balance_pick(&b, 100, all, NULL), 0);
     /* A rank that may not is passed over, even the one with the prefix. */
-    const bool may[6] = {[1] = true, [4] = true}, none[6] = {false};
+    const bool may[4] = {[1] = true}, none[4] = {false};
     assert_int_equal(prefill_balance_pick(&b, 100, all, may), 1);
     assert_int_equal(prefill_balance_pick(&b, 100, all, none), -1);
     prefill_balance_free(&b);
     error_clear();
     assert_int_equal(prefill_balance_init(&b, 0, 2, NULL), ERR_BUG);
     error_clear();
+}
+
+/* Room: at most two chunks queued, and where requests decode too, a place among them. */
+static void test_prefill_room(void **state)
+{
+    (void)state;
+    struct prefill_balance b;
+    struct decode_balance d;
+    struct decode_limits limits = {.units = 1, .ranks_per_unit = 3, .pages = 10, .page_tokens = 4,
+                                   .max_batch = 2, .high_water = 0.9};
+    bool may[3];
+    assert_int_equal(prefill_balance_init(&b, 1, 3, NULL), OK);
+    assert_int_equal(decode_balance_init(&d, &limits), OK);
+    prefill_balance_add(&b, 0, 0, 200);
+    prefill_balance_add(&b, 1, 0, 201);
+    prefill_balance_room(&b, 100, NULL, 1, 4, may);
+    assert_true(may[0] && !may[1] && may[2]);
+    decode_balance_add(&d, 2, 7);
+    prefill_balance_room(&b, 100, &d, 2, 4, may);
+    assert_true(may[0] && !may[1] && may[2]);
+    prefill_balance_room(&b, 100, &d, 3, 4, may); /* 10 pages of 9 */
+    assert_true(may[0] && !may[1] && !may[2]);
+    decode_balance_add(&d, 0, 1);
+    decode_balance_add(&d, 0, 1);
+    prefill_balance_room(&b, 100, &d, 1, 4, may);
+    assert_true(!may[0] && !may[1] && may[2]);
+    prefill_balance_free(&b);
+    decode_balance_free(&d);
 }
 
 /* Random prompts of 16 to 16,384 tokens, chunks finishing at random: queued work stays even, and
@@ -367,7 +395,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replica),          cmocka_unit_test(test_replica_locality),
-        cmocka_unit_test(test_prefill_pick),     cmocka_unit_test(test_prefill_quality),
+        cmocka_unit_test(test_prefill_pick),   cmocka_unit_test(test_prefill_room),     cmocka_unit_test(test_prefill_quality),
         cmocka_unit_test(test_chunk_fill),       cmocka_unit_test(test_microbatch_cut),
         cmocka_unit_test(test_expected_pages),   cmocka_unit_test(test_decode_admission),
         cmocka_unit_test(test_decode_quality),
