@@ -13,6 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 ROOT = "aiconfigurator_core/systems/data/"
@@ -60,7 +61,9 @@ def gemm(tables, out):
 
 
 def mla(tables, out):
-    # TensorRT-LLM's prefill keeps heads apart as this engine does; SGLang's is the absorbed form
+    # TensorRT-LLM's prefill keeps heads apart (128 + 64 wide keys, 128 wide values), as this engine
+    # does. SGLang's rows of Hopper time the absorbed form: collect_mla.py of the same project sets
+    # 512 + 64 and 512 there, and its rows are 3.3 times longer, as (576 + 512) / (192 + 128) says.
     for path in tables.versions("mla", "trtllm", "context_mla_perf.parquet")[:1]:
         d = tables.read(path)
         d = d[(d.kv_cache_dtype == "bfloat16") & (d.tp_size == 1) & d.num_heads.isin([64, 128])
@@ -75,24 +78,53 @@ def mla(tables, out):
             out.add("mla_decode", h, kv + 1, b, 1, ms * 1e3, tables.source(path))
 
 
+def expert_rows(tables, name):
+    """Uniform rows of the newest such table; and its path."""
+    for path in tables.versions("moe", "sglang", name)[:1]:
+        d = tables.read(path)
+        d = d[(d.distribution == "uniform") & (d.hidden_size == FAMILY["hidden"])
+              & (d.num_experts == FAMILY["experts"]) & (d.topk == FAMILY["topk"])
+              & (d.moe_tp_size == 1)]
+        d = d.groupby(["moe_ep_size", "num_tokens"]).latency.min().reset_index()
+        # num_tokens counts the whole EP group: an expert has so many rows
+        d["m"] = d.num_tokens * FAMILY["topk"] / FAMILY["experts"]
+        return d, path
+    return None, None
+
+
+def without_foreign_rows(d):
+    """Prefill rows as a rank sees them. The collector (collect_wideep_deepep_moe.py of the same
+    project) times the whole expert layer: scatter, product, activation and quantisation, product,
+    gather. But it hands a rank the tokens of *all* ranks, most of them without an expert here;
+    DeepEP delivers only those with one. Scatter and gather walk over the others too, so that the
+    time grows with the EP size. Two constants, us per row that an expert computes and us per token
+    handed over, fit the table's own rows; the second one times the tokens that DeepEP would not
+    deliver is taken off. Rows that are mostly that, or mostly the host's launches, are left out."""
+    topk, ep = FAMILY["topk"], d.moe_ep_size
+    valid, handed = d.num_tokens / ep * topk, d.num_tokens
+    foreign = handed * (1 - 1 / ep) ** topk
+    use = (d.m >= 1024) & (d.latency > 2 * d.latency.min())
+    a = np.stack([valid[use], handed[use]], 1) / d.latency[use].to_numpy()[:, None]
+    cost = np.linalg.lstsq(a, np.ones(len(a)), rcond=None)[0]
+    worst = float(abs(a @ cost - 1).max())
+    d = d.assign(off=cost[1] * foreign)[use]
+    d = d[d.off < d.latency / 3]
+    print(f"  prefill experts: {cost[0] * 1e6:.1f} ns a computed row, {cost[1] * 1e6:.1f} ns a "
+          f"token handed over, worst residual {100 * worst:.0f} %")
+    return d.assign(latency=d.latency - d.off)
+
+
 def moe(tables, out):
-    """Both products and the activation of the experts, as one product of 3 x inter columns.
-    num_tokens counts the whole EP group, so that an expert has num_tokens x topk / experts rows."""
-    kinds = (("wideep_generation_moe_perf.parquet", "masked", 16, 2048),
-             ("wideep_context_moe_perf.parquet", "grouped", 1024, 16384))
-    for name, op, low, high in kinds:
-        for path in tables.versions("moe", "sglang", name)[:1]:
-            d = tables.read(path)
-            d = d[(d.distribution == "uniform") & (d.hidden_size == FAMILY["hidden"])
-                  & (d.num_experts == FAMILY["experts"]) & (d.topk == FAMILY["topk"])
-                  & (d.moe_tp_size == 1)]
-            best = d.groupby(["moe_ep_size", "num_tokens"]).latency.min()
-            for (ep, tokens), ms in best.items():
-                m = tokens * FAMILY["topk"] / FAMILY["experts"]
-                # many ranks' tokens on few experts time the permutation, not the product
-                if low <= m <= high and (op == "masked" or ep <= 32):
-                    out.add(op, 3 * FAMILY["inter"], FAMILY["hidden"], m,
-                            FAMILY["experts"] // ep, ms * 1e3, tables.source(path))
+    """The whole expert layer, as one product of 3 x inter columns."""
+    for name, op in (("wideep_generation_moe_perf.parquet", "masked"),
+                     ("wideep_context_moe_perf.parquet", "grouped")):
+        d, path = expert_rows(tables, name)
+        if path is None:
+            continue
+        d = without_foreign_rows(d) if op == "grouped" else d[(d.m >= 16) & (d.m <= 2048)]
+        for r in d.itertuples():
+            out.add(op, 3 * FAMILY["inter"], FAMILY["hidden"], r.m,
+                    FAMILY["experts"] // r.moe_ep_size, r.latency * 1e3, tables.source(path))
 
 
 def deepep(tables, gpus_per_node, out):
@@ -155,6 +187,7 @@ def main():
             head = [f"# Kernel times of {system} from {'-'.join(wheel_path.name.split('-')[:2])}",
                     "# (PyPI, Apache-2.0, NVIDIA CORPORATION & AFFILIATES), converted by",
                     "# scripts/import_perf_tables.py; src/cluster/hardware.h explains the columns."]
+            head += ["# grouped: less the time of tokens that DeepEP would not deliver (see there)"]
             head += [f"# {tag} {source}" for source, tag in out.sources.items()]
             path = out_dir / f"{SYSTEMS[system]}.csv"
             path.write_text("\n".join(head + ["op,a,b,c,d,unit,value,source"] + out.lines) + "\n")

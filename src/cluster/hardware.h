@@ -52,6 +52,8 @@ struct hardware {
         double gemm_fp8, gemm_bf16, grouped, hbm, core_prefill, core_decode;
         double launch_us;        /* shortest kernel */
     } share;
+    bool expert_rows_whole;      /* HW_GROUPED and HW_MASKED points time the whole expert layer:
+                                  * activation, quantisation and permutation with the products */
     struct {
         double decode_gb_s;      /* KV read by MLA decode; 0: share.hbm of the peak */
         double decode_tflops;    /* 0: share.core_decode of the peak */

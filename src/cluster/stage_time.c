@@ -221,7 +221,7 @@ static void experts(const struct stage_model *m, double tokens, struct stage_tim
     double busy = slots * (1 - exp(-rows / slots));
     add_gemm(t, gemm_curve_at(&m->expert_in, rows / busy, busy, m->sm_share), f);
     add_gemm(t, gemm_curve_at(&m->expert_out, rows / busy, busy, m->sm_share), f);
-    if (!cal) return;
+    if (!cal || m->hw.expert_rows_whole) return;
     if (decode)
         add_small(m, t, m->hw.calibrated.silu_decode_us, KERNELS_SILU, tokens);
     else
