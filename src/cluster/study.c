@@ -39,7 +39,8 @@ static const char *const forecasts[] = {"reactive", "holt_winters", "lstm", NULL
      .doc = "extra expert slots of a unit"}, \
     INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
     FLAG(#r ".overlap", r.overlap, "true", "one micro-batch's data moves, the other computes"), \
-    NUMBER(#r ".imbalance", r.imbalance, "1", 1, 100, "", "busiest GPU's load over the mean")
+    NUMBER(#r ".imbalance", r.imbalance, "0", 0, 100, "", \
+           "busiest GPU's expert load over the mean; 0: from experts.load, or 1")
 
 static const struct option study_options[] = {
     PATH("model", model, "inputs/shapes/deepseek-v3", "folder with a Hugging Face config.json"),
@@ -47,6 +48,8 @@ static const struct option study_options[] = {
     PATH("prices", prices, "inputs/prices/deepseek_r1.yaml", "price table"),
     PATH("results", results, "null", "results, .h5"),
     PATH("published", published, "null", "figures to print beside the predicted ones"),
+    PATH("experts.load", load, "null",
+         "results of a run (.h5), or one number an expert: placed by EPLB"),
     CHOICE("level", level, "calibrated", levels, "kernel tables alone, or with trace constants"),
     CHOICE("combine", combine, "node", combines, "what is reduced before it crosses nodes"),
     {.key = "seed", .type = OPTION_UINT64, .offset = FIELD(seed), .def = "1", .unit = "",

@@ -26,6 +26,7 @@ struct study_role {
 struct study {
     char model[STUDY_PATH_BYTES], hardware[STUDY_PATH_BYTES], prices[STUDY_PATH_BYTES];
     char results[STUDY_PATH_BYTES], published[STUDY_PATH_BYTES];
+    char load[STUDY_PATH_BYTES]; /* expert load: results file of a run, or text; "" none */
     int level, combine;
     uint64_t seed;
     double usd_per_gpu_hour; /* 0: the price table's */

@@ -1,6 +1,7 @@
 /* study_plant.c - from a study file to units with step times and a simulation's configuration. */
 #include "cluster/study_plant.h"
 
+#include "cluster/unit_load.h"
 #include "config/prices.h"
 
 #include <math.h>
@@ -22,6 +23,8 @@ static enum status unit_create(struct study_plant *p, enum unit_role role, struc
     c.micro_batches = r->microbatches;
     c.overlap = r->overlap;
     c.imbalance = r->imbalance;
+    c.load = p->load;
+    c.load_layers = p->load_layers;
     if (role == UNIT_PREFILL) {
         c.chunk_tokens = r->per_gpu;
     } else {
@@ -71,6 +74,7 @@ enum status study_plant_build(const struct study *s, struct study_plant *p)
     if (st == OK) st = model_config_read(s->model, &p->model);
     if (st == OK) st = prices_read(s->prices, &p->prices);
     if (st == OK && s->usd_per_gpu_hour > 0) p->prices.usd_per_gpu_hour = s->usd_per_gpu_hour;
+    if (st == OK && *s->load) st = unit_load_read(s->load, &p->model, &p->load, &p->load_layers);
     if (st == OK) st = unit_create(p, UNIT_PREFILL, &p->prefill);
     if (st == OK) st = unit_create(p, UNIT_DECODE, &p->decode);
     if (st == OK) st = check_deployment(p);
@@ -82,6 +86,7 @@ void study_plant_free(struct study_plant *p)
 {
     unit_speed_free(p->prefill);
     unit_speed_free(p->decode);
+    free(p->load);
     if (p->has_hw) hardware_free(&p->hw);
     workload_trace_free(&p->trace);
     node_plan_free(&p->plan);

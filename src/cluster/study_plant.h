@@ -14,6 +14,8 @@ struct study_plant {
     struct hardware hw;
     bool has_hw;
     struct model_config model;
+    float *load;                   /* [load_layers, experts] of study.load; NULL: none */
+    int load_layers;
     struct unit_speed *prefill, *decode;
     struct account_prices prices;
     double kv_tokens_per_gpu;      /* decode */

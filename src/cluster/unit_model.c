@@ -75,18 +75,23 @@ static enum status resolve_slots(struct unit_speed *u)
     return OK;
 }
 
-/* The given figure, or the load histogram placed by EPLB. */
+/* The given figure, or the load histogram placed by EPLB. A stage's time is nearly linear in the
+ * busiest rank's load, and a step is a sum over layers: their mean stands for all. */
 static enum status resolve_imbalance(struct unit_speed *u)
 {
     const struct unit_config *c = &u->cfg;
     u->imbalance = c->imbalance > 0 ? c->imbalance : 1;
     if (c->imbalance > 0 || !c->load || c->ep == 1) return OK;
-    struct eplb_shape shape = {.layers = 1, .experts = u->model.experts,
+    int layers = c->load_layers > 0 ? c->load_layers : 1;
+    struct eplb_shape shape = {.layers = layers, .experts = u->model.experts,
                                .groups = u->model.n_group, .nodes = c->nodes, .ranks = c->ep,
                                .slots = u->slots_per_gpu * c->ep};
     struct placement p;
     TRY(eplb_place(&shape, c->load, &p));
-    u->imbalance = placement_imbalance(&p, 0, c->load);
+    u->imbalance = 0;
+    for (int l = 0; l < layers; l++)
+        u->imbalance += placement_imbalance(&p, l, c->load + (size_t)l * (size_t)shape.experts) /
+                        layers;
     placement_free(&p);
     return OK;
 }

@@ -47,8 +47,9 @@ struct unit_config {
     bool mtp;              /* decode: one speculated token a step and request */
     double mtp_acceptance; /* share of speculated tokens that are kept, 0..1 */
     double imbalance;      /* largest / mean rank load; 0: from `load`, or 1 when that is NULL */
-    const float *load;     /* [experts] of one layer, any unit; placed by balance/eplb. Borrowed
-                            * during unit_speed_create. */
+    const float *load;     /* [load_layers, experts], any unit; each layer placed by balance/eplb,
+                            * their mean imbalance is used. Borrowed during unit_speed_create. */
+    int load_layers;       /* 0: 1 */
     int max_batch;         /* decode: rows of the low-latency buffers; 0: 128 */
     int chunk_tokens;      /* prefill: tokens a GPU and step, for buffers; 0: 16384 */
 };

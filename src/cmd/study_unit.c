@@ -6,6 +6,7 @@
  */
 #include "cmd/study_unit.h"
 
+#include "cluster/unit_load.h"
 #include "cluster/unit_model.h"
 #include "config/options.h"
 
@@ -60,7 +61,8 @@ static const struct option rows[] = {
     CHOICE("level", level, "both", levels, "kernel tables only, or with trace constants"),
     CHOICE("combine", combine, "node", combines, "what COMBINE sends between nodes"),
     NUM("imbalance", imbalance, "0", 0, 1000, "largest / mean rank load; 0: from load, or 1"),
-    TEXT("load", load, "", "expert load: one number an expert, placed by EPLB"),
+    TEXT("load", load, "",
+         "expert load, placed by EPLB: results of a run (.h5), or text, one number an expert"),
     ROLE(prefill, "32"),
     INT("prefill.chunk_tokens", prefill.tokens, "16384", 1, 1 << 24, 0, "tokens of a GPU and step"),
     INT("prefill.prompt_tokens", prefill.kv, "4096", 1, 1 << 24, 0, "length of a prompt"),
@@ -104,33 +106,6 @@ static enum status parse_args(int argc, char **argv, struct unit_study *s)
         i++;
     }
     return OK;
-}
-
-/* One number an expert, separated by anything that is no number's part; # starts a comment. */
-static enum status read_load(const char *path, int experts, float **out)
-{
-    FILE *f = fopen(path, "r");
-    if (!f) return error_set(ERR_INPUT, "cannot open expert load %s", path);
-    float *load = calloc((size_t)experts, sizeof *load);
-    double v;
-    int n = 0;
-    for (int c; load && (c = fgetc(f)) != EOF;) {
-        if (c == '#') while ((c = fgetc(f)) != EOF && c != '\n') {}
-        if (c == ',' || c == ' ' || c == '\n' || c == '\t' || c == '\r') continue;
-        ungetc(c, f);
-        if (fscanf(f, "%lf", &v) != 1 || !(v >= 0)) break;
-        if (n < experts) load[n] = (float)v;
-        n++;
-    }
-    bool whole = feof(f);
-    fclose(f);
-    if (load && whole && n == experts) {
-        *out = load;
-        return OK;
-    }
-    free(load);
-    return error_set(ERR_INPUT, "%s: %d numbers >= 0%s, expected one for each of %d experts", path,
-                     n, whole ? "" : " and then something else", experts);
 }
 
 static void print_stages(const struct unit_step *s)
@@ -198,8 +173,13 @@ static void print_decode(struct unit_speed *u, const struct unit_role_study *r, 
     print_memory(u, r->kv);
 }
 
+struct expert_load {
+    float *load; /* [layers, experts] owned; NULL: none */
+    int layers;
+};
+
 static enum status study_role(const struct unit_study *study, const struct hardware *hw,
-                              const struct model_config *m, const float *load,
+                              const struct model_config *m, const struct expert_load *load,
                               enum unit_role role, enum unit_level level)
 {
     const struct unit_role_study *r = role == UNIT_PREFILL ? &study->prefill : &study->decode;
@@ -210,7 +190,7 @@ static enum status study_role(const struct unit_study *study, const struct hardw
     c.combine = (enum unit_combine)study->combine;
     c.ep = r->ep, c.nodes = r->nodes, c.redundant_experts = r->redundant_experts;
     c.micro_batches = r->microbatches, c.overlap = r->overlap;
-    c.imbalance = study->imbalance, c.load = load;
+    c.imbalance = study->imbalance, c.load = load->load, c.load_layers = load->layers;
     *(role == UNIT_PREFILL ? &c.chunk_tokens : &c.max_batch) = r->tokens;
     c.mtp = r->mtp, c.mtp_acceptance = r->acceptance;
     TRY(unit_speed_create(hw, m, &c, &u));
@@ -230,7 +210,7 @@ static enum status study_role(const struct unit_study *study, const struct hardw
 }
 
 static enum status study_levels(const struct unit_study *s, const struct hardware *hw,
-                                const struct model_config *m, const float *load)
+                                const struct model_config *m, const struct expert_load *load)
 {
     printf("# hardware %s: %s\n", hw->name, hw->source);
     for (int level = UNIT_TABLES; level <= UNIT_CALIBRATED; level++) {
@@ -261,13 +241,13 @@ enum status cmd_study_unit(int argc, char **argv)
     struct unit_study s;
     struct hardware hw;
     struct model_config m;
-    float *load = NULL;
+    struct expert_load load = {NULL, 0};
     TRY(parse_args(argc, argv, &s));
     TRY(hardware_find(s.hardware_dir, s.hardware, &hw));
     enum status st = model_config_read(s.model, &m);
-    if (st == OK && *s.load) st = read_load(s.load, m.experts, &load);
-    if (st == OK) st = study_levels(&s, &hw, &m, load);
-    free(load);
+    if (st == OK && *s.load) st = unit_load_read(s.load, &m, &load.load, &load.layers);
+    if (st == OK) st = study_levels(&s, &hw, &m, &load);
+    free(load.load);
     hardware_free(&hw);
     return st;
 }
