@@ -99,6 +99,7 @@ static const struct column sweep_columns[] = {
     I32(study_sweep_row, meets_slo, "1"),
     I32(study_sweep_row, best, "1"),
     I32(study_sweep_row, pareto, "1"),
+    I32(study_sweep_row, extrapolated, "1"),
 };
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))

@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { STUDY_TEXT = 256 };
+enum { STUDY_TEXT = 512 };
 
 /* A minute or an hour. Rates over the row's own time. */
 struct study_period_row {
@@ -71,7 +71,8 @@ struct study_sweep_row {
     double usd_per_m_output;
     double prefill_gpus_per_decode_gpu; /* that the workload asks for, or the deployment's */
     double margin_on_cost;
-    int32_t meets_slo, best, pareto, reserved;
+    int32_t meets_slo, best, pareto;
+    int32_t extrapolated;        /* an all-to-all lies beyond the measured sizes */
 };
 
 struct study_file;

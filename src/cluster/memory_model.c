@@ -1,8 +1,6 @@
 /* memory_model.c - see memory_model.h. */
 #include "cluster/memory_model.h"
 
-#include "checkpoint/sizes.h"
-
 #include <math.h>
 
 /* The MTP module: one layer with experts, and the product that takes it in. Embedding and head
@@ -29,7 +27,10 @@ void memory_model(const struct hardware *hw, const struct model_config *m,
                   const struct memory_setup *s, struct unit_memory *out)
 {
     struct model_sizes z;
-    model_sizes_compute(m, NULL, &z);
+    if (s->sizes)
+        z = *s->sizes;
+    else
+        model_sizes_compute(m, NULL, &z);
     *out = (struct unit_memory){.capacity = hw->memory_bytes, .reserve = hw->reserve_bytes};
     out->replicated = (double)(z.bytes_total - z.bytes[PART_ROUTED]);
     out->routed = (double)s->slots_per_gpu * z.moe_layers * z.expert_bytes;

@@ -6,6 +6,7 @@
 #define CLUSTER_MEMORY_MODEL_H
 
 #include "checkpoint/model_config.h"
+#include "checkpoint/sizes.h"
 #include "cluster/hardware.h"
 
 #include <stdbool.h>
@@ -15,6 +16,7 @@ struct memory_setup {
     int ep, slots_per_gpu, micro_batches;
     int max_batch;    /* decode: requests of a GPU */
     int chunk_tokens; /* prefill: tokens of a GPU and step */
+    const struct model_sizes *sizes; /* of the model, borrowed; NULL: worked out here, slowly */
 };
 
 struct unit_memory {

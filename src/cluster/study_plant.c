@@ -25,6 +25,7 @@ static enum status unit_create(struct study_plant *p, enum unit_role role, struc
     c.imbalance = r->imbalance;
     c.load = p->load;
     c.load_layers = p->load_layers;
+    c.sizes = p->sizes;
     if (role == UNIT_PREFILL) {
         c.chunk_tokens = r->per_gpu;
     } else {
@@ -65,19 +66,58 @@ static enum status check_deployment(struct study_plant *p)
     return OK;
 }
 
+enum status study_files_read(const struct study *s, struct study_files *f)
+{
+    if (strcmp(f->hardware_name, s->hardware) != 0) {
+        struct hardware hw;
+        TRY(hardware_find("inputs/hardware", s->hardware, &hw));
+        hardware_free(&f->hw);
+        f->hw = hw;
+        memcpy(f->hardware_name, s->hardware, sizeof f->hardware_name);
+    }
+    if (strcmp(f->model_name, s->model) != 0) {
+        TRY(model_config_read(s->model, &f->model));
+        model_sizes_compute(&f->model, NULL, &f->sizes);
+        memcpy(f->model_name, s->model, sizeof f->model_name);
+    }
+    return OK;
+}
+
+void study_files_free(struct study_files *f)
+{
+    hardware_free(&f->hw);
+    memset(f, 0, sizeof *f);
+}
+
+static enum status build(const struct study *s, struct study_files *files, struct study_plant *p)
+{
+    TRY(study_files_read(s, files));
+    p->hw = files->hw;
+    p->model = files->model;
+    p->sizes = &files->sizes;
+    TRY(prices_read(s->prices, &p->prices));
+    if (s->usd_per_gpu_hour > 0) p->prices.usd_per_gpu_hour = s->usd_per_gpu_hour;
+    if (*s->load) TRY(unit_load_read(s->load, &p->model, &p->load, &p->load_layers));
+    TRY(unit_create(p, UNIT_PREFILL, &p->prefill));
+    TRY(unit_create(p, UNIT_DECODE, &p->decode));
+    return check_deployment(p);
+}
+
+enum status study_plant_build_from(const struct study *s, struct study_files *files,
+                                   struct study_plant *p)
+{
+    memset(p, 0, sizeof *p);
+    p->study = *s;
+    enum status st = build(s, files, p);
+    if (st != OK) study_plant_free(p);
+    return st;
+}
+
 enum status study_plant_build(const struct study *s, struct study_plant *p)
 {
     memset(p, 0, sizeof *p);
     p->study = *s;
-    enum status st = hardware_find("inputs/hardware", s->hardware, &p->hw);
-    p->has_hw = st == OK;
-    if (st == OK) st = model_config_read(s->model, &p->model);
-    if (st == OK) st = prices_read(s->prices, &p->prices);
-    if (st == OK && s->usd_per_gpu_hour > 0) p->prices.usd_per_gpu_hour = s->usd_per_gpu_hour;
-    if (st == OK && *s->load) st = unit_load_read(s->load, &p->model, &p->load, &p->load_layers);
-    if (st == OK) st = unit_create(p, UNIT_PREFILL, &p->prefill);
-    if (st == OK) st = unit_create(p, UNIT_DECODE, &p->decode);
-    if (st == OK) st = check_deployment(p);
+    enum status st = build(s, &p->own, p);
     if (st != OK) study_plant_free(p);
     return st;
 }
@@ -87,7 +127,7 @@ void study_plant_free(struct study_plant *p)
     unit_speed_free(p->prefill);
     unit_speed_free(p->decode);
     free(p->load);
-    if (p->has_hw) hardware_free(&p->hw);
+    study_files_free(&p->own);
     workload_trace_free(&p->trace);
     node_plan_free(&p->plan);
     for (int i = 0; i < 2; i++) forecast_free(p->forecast[i]);

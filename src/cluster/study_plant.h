@@ -9,11 +9,24 @@
 #include "cluster/study.h"
 #include "cluster/unit_model.h"
 
+/* Hardware and model files as last read: a sweep's points share them. Zeroed before the first use;
+ * study_files_free after the last. */
+struct study_files {
+    char model_name[STUDY_PATH_BYTES], hardware_name[STUDY_PATH_BYTES]; /* "" none yet */
+    struct hardware hw;         /* owned */
+    struct model_config model;
+    struct model_sizes sizes;
+};
+/* Reads what s names and f does not hold yet. */
+enum status study_files_read(const struct study *s, struct study_files *f);
+void study_files_free(struct study_files *f);
+
 struct study_plant {
     struct study study;
-    struct hardware hw;
-    bool has_hw;
+    struct hardware hw;            /* borrowed: of own or of the caller's files */
     struct model_config model;
+    struct study_files own;        /* empty where the caller gave the files */
+    const struct model_sizes *sizes; /* of the same files */
     float *load;                   /* [load_layers, experts] of study.load; NULL: none */
     int load_layers;
     struct unit_speed *prefill, *decode;
@@ -32,6 +45,9 @@ struct study_plant {
 
 /* Units and prices only: enough for step times and sweeps. */
 enum status study_plant_build(const struct study *s, struct study_plant *out);
+/* The same with files that many plants share; they must outlive the plant. */
+enum status study_plant_build_from(const struct study *s, struct study_files *files,
+                                   struct study_plant *out);
 /* The rest, for simulations. */
 enum status study_plant_days(struct study_plant *p);
 void study_plant_free(struct study_plant *p);

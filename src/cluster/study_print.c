@@ -45,6 +45,26 @@ static void print_figures(const struct study_day *d, FILE *out)
     }
 }
 
+/* One mean speed hides what is averaged: tokens, requests or time give different ones. */
+static void print_speed(const struct study_day *d, FILE *out)
+{
+    double requests = 0, finished = 0, minutes = 0, sum = 0, low = INFINITY, high = 0;
+    for (int m = 0; m < d->sim.minutes; m++) {
+        const struct study_period_row *r = &d->minute[m];
+        if (!(r->tpot_mean_s > 0)) continue;
+        double speed = 1 / r->tpot_mean_s;
+        requests += (double)r->finished * speed;
+        finished += (double)r->finished;
+        sum += speed, minutes++;
+        low = fmin(low, speed), high = fmax(high, speed);
+    }
+    fprintf(out, "  output speed of a request, tokens/s: mean over output tokens %.2f", d->output_speed);
+    if (finished > 0 && minutes > 0)
+        fprintf(out, ", over requests %.2f, over time %.2f; minutes from %.2f to %.2f",
+                requests / finished, sum / minutes, low, high);
+    fputc('\n', out);
+}
+
 static void print_totals(const struct study_plant *p, const struct study_day *d, FILE *out)
 {
     const struct account *a = &d->account;
@@ -68,8 +88,7 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
                  "gross margin %.1f %%\n",
             a->cost_usd, a->revenue_usd, a->profit_usd, 100 * a->margin_on_cost,
             100 * a->gross_margin);
-    fprintf(out, "  output speed %.2f tokens/s of a request, mean over output tokens\n",
-            d->output_speed);
+    print_speed(d, out);
     fprintf(out, "  minutes that miss the SLO: TTFT p90 > %g s in %.0f, TPOT p90 > %g ms in %.0f "
                  "of %d\n",
             s->slo.ttft_s, d->slo_ttft_missed_minutes, s->slo.tpot_ms, d->slo_tpot_missed_minutes,

@@ -2,6 +2,7 @@
 #include "cluster/study_sweep.h"
 
 #include "cluster/study_plant.h"
+#include "config/prices.h"
 #include "core/hash.h"
 #include "core/log.h"
 
@@ -62,6 +63,7 @@ void study_sweep_point(struct study_plant *p, struct study_sweep_row *r)
     r->usd_per_m_output = a.usd_cost_per_m_output;
     r->margin_on_cost = a.margin_on_cost;
     r->meets_slo = r->ttft_s <= s->slo.ttft_s && r->tpot_s * 1e3 <= s->slo.tpot_ms;
+    r->extrapolated = unit_extrapolated(p->prefill) || unit_extrapolated(p->decode);
     r->feasible = 1;
 }
 
@@ -98,10 +100,10 @@ static enum status point_study(const struct study *base, const struct sweep_axes
     return OK;
 }
 
-static void run_point(const struct study *s, struct study_sweep_row *r)
+static void run_point(const struct study *s, struct study_files *files, struct study_sweep_row *r)
 {
     struct study_plant *p = malloc(sizeof *p);
-    enum status st = p ? study_plant_build(s, p) : error_set(ERR_RESOURCE, "no memory");
+    enum status st = p ? study_plant_build_from(s, files, p) : error_set(ERR_RESOURCE, "no memory");
     if (st == OK) {
         study_sweep_point(p, r);
         study_plant_free(p);
@@ -112,29 +114,56 @@ static void run_point(const struct study *s, struct study_sweep_row *r)
     free(p);
 }
 
-void study_sweep_mark(const struct study *s, struct study_sweep_row *row, int n)
+/* No worse in all three, better in one. */
+static bool beats(const struct study_sweep_row *o, const struct study_sweep_row *r)
 {
-    int best = -1;
-    (void)s;
+    return o->tokens_per_s_request >= r->tokens_per_s_request &&
+           o->tokens_per_s_gpu >= r->tokens_per_s_gpu &&
+           o->usd_per_m_output <= r->usd_per_m_output &&
+           (o->tokens_per_s_request > r->tokens_per_s_request ||
+            o->tokens_per_s_gpu > r->tokens_per_s_gpu ||
+            o->usd_per_m_output < r->usd_per_m_output);
+}
+
+/* Fast requests first, of these the busier GPU, of these the cheaper: no later row beats an
+ * earlier one. */
+static int by_speed(const void *x, const void *y)
+{
+    const struct study_sweep_row *a = *(struct study_sweep_row *const *)x;
+    const struct study_sweep_row *b = *(struct study_sweep_row *const *)y;
+    if (a->tokens_per_s_request != b->tokens_per_s_request)
+        return a->tokens_per_s_request > b->tokens_per_s_request ? -1 : 1;
+    if (a->tokens_per_s_gpu != b->tokens_per_s_gpu)
+        return a->tokens_per_s_gpu > b->tokens_per_s_gpu ? -1 : 1;
+    if (a->usd_per_m_output != b->usd_per_m_output)
+        return a->usd_per_m_output < b->usd_per_m_output ? -1 : 1;
+    return a->point < b->point ? -1 : 1;
+}
+
+enum status study_sweep_mark(struct study_sweep_row *row, int n)
+{
+    struct study_sweep_row **order = malloc(((size_t)n + 1) * sizeof(struct study_sweep_row *));
+    if (!order) return error_set(ERR_RESOURCE, "no memory for the sweep");
+    int feasible = 0, front = 0, best = -1;
     for (int i = 0; i < n; i++) {
-        struct study_sweep_row *r = &row[i];
-        r->best = 0;
-        r->pareto = r->feasible;
-        if (!r->feasible) continue;
-        for (int k = 0; k < n && r->pareto; k++) {
-            const struct study_sweep_row *o = &row[k];
-            bool no_worse = o->feasible && o->tokens_per_s_request >= r->tokens_per_s_request &&
-                            o->tokens_per_s_gpu >= r->tokens_per_s_gpu &&
-                            o->usd_per_m_output <= r->usd_per_m_output;
-            bool better = o->tokens_per_s_request > r->tokens_per_s_request ||
-                          o->tokens_per_s_gpu > r->tokens_per_s_gpu ||
-                          o->usd_per_m_output < r->usd_per_m_output;
-            if (no_worse && better) r->pareto = 0;
-        }
-        if (r->meets_slo && (best < 0 || r->usd_per_m_output < row[best].usd_per_m_output))
+        row[i].best = row[i].pareto = 0;
+        if (!row[i].feasible) continue;
+        order[feasible++] = &row[i];
+        if (row[i].meets_slo && (best < 0 || row[i].usd_per_m_output < row[best].usd_per_m_output))
             best = i;
     }
+    qsort(order, (size_t)feasible, sizeof *order, by_speed);
+    for (int i = 0; i < feasible; i++) { /* the front so far is kept at the array's beginning */
+        struct study_sweep_row *r = order[i];
+        int k = 0;
+        while (k < front && !beats(order[k], r)) k++;
+        if (k < front) continue;
+        r->pareto = 1;
+        order[front++] = r;
+    }
     if (best >= 0) row[best].best = 1;
+    free(order);
+    return OK;
 }
 
 static uint64_t study_hash(const struct study *s, const struct sweep_axes *axes)
@@ -200,6 +229,33 @@ static enum status gather(const struct exchange *ex, struct study_sweep_row *min
     return st;
 }
 
+/* A hardware, model or price table that cannot be read is a mistake, not a point that cannot be. */
+static enum status check_name(const struct study *s)
+{
+    struct hardware hw;
+    struct model_config model;
+    struct account_prices prices;
+    TRY(hardware_find("inputs/hardware", s->hardware, &hw));
+    hardware_free(&hw);
+    TRY(model_config_read(s->model, &model));
+    return prices_read(s->prices, &prices);
+}
+
+static enum status check_names(const struct study *s, const struct sweep_axes *axes)
+{
+    static const char *const named[] = {"hardware", "model", "prices"};
+    for (int a = 0; a < axes->n; a++)
+        for (int k = 0; k < 3; k++)
+            for (int v = 0; !strcmp(axes->axis[a].key, named[k]) && v < axes->axis[a].n; v++) {
+                struct study one = *s;
+                char set[2 * SWEEP_TEXT + 2];
+                snprintf(set, sizeof set, "%s=%s", named[k], axes->axis[a].value[v]);
+                TRY(study_set(&one, set));
+                TRY(check_name(&one));
+            }
+    return check_name(s);
+}
+
 struct sweep_work {
     const struct study *s;
     const struct sweep_axes *axes;
@@ -219,16 +275,18 @@ static enum status all_points(struct sweep_work *w, struct study_sweep_row *row)
         f = fopen(path, "ab");
         if (!f) return error_set(ERR_INPUT, "sweep: cannot write %s", path);
     }
+    struct study_files files = {.model_name = ""};
     enum status st = OK;
     for (int i = w->ex->rank; i < w->n && st == OK; i += w->ex->size) {
         struct study s;
         if (w->done[i]) continue;
         st = point_study(w->s, w->axes, i, &s, &row[i]);
         if (st != OK) break;
-        run_point(&s, &row[i]);
+        run_point(&s, &files, &row[i]);
         w->mine[w->n_mine++] = row[i];
         if (f) st = save(f, w->hash, &row[i]);
     }
+    study_files_free(&files);
     if (f && fclose(f) != 0 && st == OK)
         st = error_set(ERR_RESOURCE, "sweep: %s cannot be written", path);
     return st;
@@ -254,6 +312,7 @@ enum status study_sweep_run(const struct study *s, const struct sweep_axes *axes
     if (!s->has_targets)
         return error_set(ERR_INPUT, "sweep: targets is missing: mean prompt, output, hit ratio and "
                          "KV per output token of the workload");
+    TRY(check_names(s, axes));
     struct sweep_work w = {.s = s, .axes = axes, .ex = ex, .n = (int)points};
     w.hash = study_hash(s, axes);
     out->n = w.n;
@@ -266,7 +325,7 @@ enum status study_sweep_run(const struct study *s, const struct sweep_axes *axes
     st = together(ex, st); /* nobody writes before all have read */
     if (st == OK) st = together(ex, all_points(&w, out->row));
     if (st == OK) st = gather(ex, w.mine, w.n_mine, out->row);
-    if (st == OK) study_sweep_mark(s, out->row, w.n);
+    if (st == OK && ex->rank == 0) st = study_sweep_mark(out->row, w.n);
     free(w.mine);
     free(w.done);
     if (st != OK) study_sweep_free(out);
@@ -279,25 +338,3 @@ void study_sweep_free(struct study_sweep *s)
     memset(s, 0, sizeof *s);
 }
 
-void study_sweep_print(const struct study *s, const struct study_sweep *w, FILE *out)
-{
-    fprintf(out, "# sweep: %d points, %d taken over from before; SLO: TTFT %g s, TPOT %g ms\n"
-                 "# *: cheapest within the SLO; P: on the Pareto front of tok/s/request, "
-                 "tok/s/GPU, $/Mtok\n"
-                 "#        batch   TPOT_ms  TTFT_s  tok/s/req  dec_tok/s/GPU  pre_tok/s/GPU  "
-                 "P:D_GPUs  tok/s/GPU  $/Mtok   margin%%  values\n",
-            w->n, w->resumed, s->slo.ttft_s, s->slo.tpot_ms);
-    for (int i = 0; i < w->n; i++) {
-        const struct study_sweep_row *r = &w->row[i];
-        if (!r->feasible) {
-            fprintf(out, "  %5d cannot be: %s (%s)\n", r->point, r->values, r->reason);
-            continue;
-        }
-        fprintf(out,
-                "%c%c%5d %6.0f %9.2f %7.2f %10.2f %14.0f %14.0f %9.3f %10.0f %7.4f %9.1f  %s\n",
-                r->best ? '*' : ' ', r->pareto ? 'P' : ' ', r->point, r->batch, 1e3 * r->tpot_s,
-                r->ttft_s, r->tokens_per_s_request, r->decode_tokens_per_s_gpu,
-                r->prefill_tokens_per_s_gpu, r->prefill_gpus_per_decode_gpu, r->tokens_per_s_gpu,
-                r->usd_per_m_output, 100 * r->margin_on_cost, r->values);
-    }
-}

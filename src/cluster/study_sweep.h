@@ -24,7 +24,8 @@ struct study_sweep {
 enum status study_sweep_run(const struct study *s, const struct sweep_axes *axes,
                             const struct exchange *ex, struct study_sweep *out);
 void study_sweep_free(struct study_sweep *s);
-/* Rank 0. */
+/* Rank 0; study_sweep_print.c. Long sweeps: the front and the cheapest points, the rest is in the
+ * results file. Points that cannot be: how many for which reason. */
 void study_sweep_print(const struct study *s, const struct study_sweep *w, FILE *out);
 
 /* One point, also for --unit: fills the figures of a row from a built study. */
@@ -32,6 +33,6 @@ struct study_plant;
 void study_sweep_point(struct study_plant *p, struct study_sweep_row *row);
 /* Marks the cheapest feasible point within the SLO, and the Pareto front of tokens/s/request,
  * tokens/s/GPU and $/Mtoken. */
-void study_sweep_mark(const struct study *s, struct study_sweep_row *row, int n);
+enum status study_sweep_mark(struct study_sweep_row *row, int n);
 
 #endif

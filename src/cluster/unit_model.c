@@ -120,7 +120,7 @@ static enum status check_fits(const struct hardware *hw, struct unit_speed *u)
     struct memory_setup s = {.decode = c->role == UNIT_DECODE, .mtp = c->mtp, .ep = c->ep,
                              .slots_per_gpu = u->slots_per_gpu,
                              .micro_batches = c->micro_batches, .max_batch = c->max_batch,
-                             .chunk_tokens = c->chunk_tokens};
+                             .chunk_tokens = c->chunk_tokens, .sizes = c->sizes};
     memory_model(hw, &u->model, &s, &u->memory);
     const struct unit_memory *m = &u->memory;
     if (m->kv > 0) return OK;
@@ -162,6 +162,7 @@ enum status unit_speed_create(const struct hardware *hw, const struct model_conf
     u->model = *model;
     enum status st = create(hw, u);
     u->cfg.load = NULL;
+    u->cfg.sizes = NULL;
     if (st == OK)
         *out = u;
     else

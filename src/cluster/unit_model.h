@@ -50,6 +50,8 @@ struct unit_config {
     const float *load;     /* [load_layers, experts], any unit; each layer placed by balance/eplb,
                             * their mean imbalance is used. Borrowed during unit_speed_create. */
     int load_layers;       /* 0: 1 */
+    const struct model_sizes *sizes; /* of the model, for many units of it; NULL: worked out. Also
+                                      * borrowed during unit_speed_create. */
     int max_batch;         /* decode: rows of the low-latency buffers; 0: 128 */
     int chunk_tokens;      /* prefill: tokens a GPU and step, for buffers; 0: 16384 */
 };

@@ -51,7 +51,7 @@ enum status report_column(const struct report_file *f, const char *name, const c
                           double **values, size_t *n);
 
 /* A column of text, cut to fit; *cells is to be freed. */
-enum { REPORT_CELL_BYTES = 256 };
+enum { REPORT_CELL_BYTES = 512 };
 enum status report_cells(const struct report_file *f, const char *name, const char *column,
                          char (**cells)[REPORT_CELL_BYTES], size_t *n);
 

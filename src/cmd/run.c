@@ -1,14 +1,12 @@
 /* run.c - `moebatch run JOB.yaml`: command line in, engine_run, one verdict out. */
 #include "cmd/cmd.h"
+#include "cmd/provenance.h"
 #include "config/job_args.h"
 #include "engine/run.h"
 
 #include <hdf5.h>
-#include <jansson.h>
-#include <mpi.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <yaml.h>
 
 static void help(void)
 {
@@ -23,37 +21,6 @@ static void help(void)
     cmd_help_exit_codes(stdout);
 }
 
-/* The words of the command line with spaces between; NULL when memory is short. */
-static char *join(int argc, char **argv)
-{
-    size_t n = sizeof "moebatch";
-    for (int i = 0; i < argc; i++) n += strlen(argv[i]) + 1;
-    char *s = malloc(n);
-    if (!s) return 0;
-    strcpy(s, "moebatch");
-    for (int i = 0; i < argc; i++) {
-        strcat(s, " ");
-        strcat(s, argv[i]);
-    }
-    return s;
-}
-
-/* "Open MPI v4.1.4; HDF5 1.10.8; ..." into buf, and the list of attributes. */
-static int provenance(char *libraries, size_t bytes, struct results_attr *attr)
-{
-    char mpi[MPI_MAX_LIBRARY_VERSION_STRING], built[16], hdf5[16];
-    int len = 0, n = 0;
-    MPI_Get_library_version(mpi, &len);
-    mpi[strcspn(mpi, "\n,")] = '\0';
-    results_hdf5_versions(built, hdf5);
-    snprintf(libraries, bytes,
-             "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s", mpi, hdf5, built,
-             yaml_get_version_string(), jansson_version_str(), __VERSION__);
-    attr[n++] = (struct results_attr){"git_revision", cmd_gitrev()};
-    attr[n++] = (struct results_attr){"libraries", libraries};
-    return n;
-}
-
 enum status cmd_run(int argc, char **argv)
 {
     if (cmd_wants_help(argc, argv)) {
@@ -63,12 +30,13 @@ enum status cmd_run(int argc, char **argv)
     /* We close every file ourselves; what HDF5 does at exit crashes once a disk was full. */
     H5dont_atexit();
     struct job_args *args = calloc(1, sizeof *args);
-    char *line = join(argc, argv);
+    char *line = provenance_argv(argc, argv);
     enum status st = args && line ? OK : error_set(ERR_RESOURCE, "no memory for the job");
     if (st == OK) st = job_args_parse(argc, argv, args);
     if (st == OK) {
-        struct results_attr attrs[16];
         char program[128], libraries[512];
+        struct results_attr attrs[] = {{"git_revision", cmd_gitrev()}, {"libraries", libraries}};
+        provenance_libraries(libraries, sizeof libraries);
         snprintf(program, sizeof program, "moebatch %s", cmd_gitrev());
         struct engine_setup setup = {
             .job = &args->job,
@@ -76,8 +44,8 @@ enum status cmd_run(int argc, char **argv)
             .version = program,
             .argv = line,
             .attrs = attrs,
+            .n_attrs = sizeof attrs / sizeof *attrs,
         };
-        setup.n_attrs = provenance(libraries, sizeof libraries, attrs);
         st = engine_run(&setup);
     }
     free(line);

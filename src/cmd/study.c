@@ -6,6 +6,7 @@
 #include "cmd/cmd.h"
 #include "cmd/exchange_mpi.h"
 #include "cmd/study_job.h"
+#include "cmd/provenance.h"
 #include "cmd/study_unit.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -97,25 +98,31 @@ static enum status print_fit(const struct study *study)
     return OK;
 }
 
-static enum status provenance(struct study_file *f, const struct study *s, int argc, char **argv,
-                              const char *start_utc)
+/* What goes into the results file beside the figures. */
+struct origin {
+    char *line, *hosts; /* owned */
+    char start_utc[32];
+};
+
+static enum status provenance(struct study_file *f, const struct study *s, const struct origin *from)
 {
-    char utc[32], line[4096] = "moebatch";
-    for (int i = 0; i < argc; i++) {
-        strncat(line, " ", sizeof line - strlen(line) - 1);
-        strncat(line, argv[i], sizeof line - strlen(line) - 1);
-    }
+    char utc[32], program[128], libraries[512];
     clock_utc(utc);
+    snprintf(program, sizeof program, "moebatch %s", cmd_gitrev());
+    provenance_libraries(libraries, sizeof libraries);
     char *yaml = study_yaml(s);
-    if (!yaml) return error_set(ERR_RESOURCE, "study: no memory");
-    enum status st = study_file_attr(f, "study_yaml", yaml);
+    if (!yaml || !from->line || !from->hosts) {
+        free(yaml);
+        return error_set(ERR_RESOURCE, "study: no memory");
+    }
+    const struct { const char *key, *value; } attrs[] = {
+        {"study_yaml", yaml}, {"argv", from->line}, {"program_version", program},
+        {"git_revision", cmd_gitrev()}, {"libraries", libraries}, {"hosts", from->hosts},
+        {"level", study_level_name(s->level)}, {"start_utc", from->start_utc}, {"end_utc", utc}};
+    enum status st = OK;
+    for (size_t i = 0; i < sizeof attrs / sizeof *attrs && st == OK; i++)
+        st = study_file_attr(f, attrs[i].key, attrs[i].value);
     free(yaml);
-    if (st == OK) st = study_file_attr(f, "argv", line);
-    if (st == OK) st = study_file_attr(f, "program_version", cmd_gitrev());
-    if (st == OK) st = study_file_attr(f, "git_revision", cmd_gitrev());
-    if (st == OK) st = study_file_attr(f, "level", study_level_name(s->level));
-    if (st == OK) st = study_file_attr(f, "start_utc", start_utc);
-    if (st == OK) st = study_file_attr(f, "end_utc", utc);
     return st;
 }
 
@@ -126,13 +133,12 @@ struct outcome {
     const struct study_sweep *sweep;
 };
 
-static enum status write_file(const struct outcome *o, int argc, char **argv,
-                              const char *start_utc)
+static enum status write_file(const struct outcome *o, const struct origin *from)
 {
     struct study_file *f;
     if (!*o->study->results) return OK;
     TRY(study_file_create(o->study->results, &f));
-    enum status st = provenance(f, o->study, argc, argv, start_utc);
+    enum status st = provenance(f, o->study, from);
     if (st == OK && o->day) st = study_day_write(o->plant, o->day, f);
     if (st == OK && o->sweep) st = study_file_sweep(f, o->sweep->row, (size_t)o->sweep->n);
     if (st != OK) {
@@ -145,17 +151,15 @@ static enum status write_file(const struct outcome *o, int argc, char **argv,
 }
 
 static enum status run_sweep(const struct study *s, const struct sweep_axes *axes,
-                             const struct exchange *ex, int argc, char **argv)
+                             const struct exchange *ex, const struct origin *from)
 {
     struct study_sweep sweep;
-    char utc[32];
-    clock_utc(utc);
     TRY(study_sweep_run(s, axes, ex, &sweep));
     enum status st = OK;
     if (ex->rank == 0) {
         study_sweep_print(s, &sweep, stdout);
         struct outcome o = {.study = s, .sweep = &sweep};
-        st = write_file(&o, argc, argv, utc);
+        st = write_file(&o, from);
         for (int q = 0; st == OK && q < 4096; q++) { /* nothing left to resume */
             char path[STUDY_PATH_BYTES + 32];
             snprintf(path, sizeof path, "%s.points.%d", s->results, q);
@@ -167,12 +171,10 @@ static enum status run_sweep(const struct study *s, const struct sweep_axes *axe
 }
 
 static enum status run_days(const struct study *s, const struct exchange *ex, double progress_s,
-                            int argc, char **argv)
+                            const struct origin *from)
 {
     struct study_plant *p = calloc(1, sizeof *p);
     struct study_day day = {.n_figures = 0};
-    char utc[32];
-    clock_utc(utc);
     if (!p) return error_set(ERR_RESOURCE, "study: no memory");
     enum status st = study_plant_build(s, p);
     if (st == OK) st = study_plant_days(p);
@@ -180,7 +182,7 @@ static enum status run_days(const struct study *s, const struct exchange *ex, do
     if (st == OK && ex->rank == 0) {
         struct outcome o = {.study = s, .plant = p, .day = &day};
         study_day_print(p, &day, stdout);
-        st = write_file(&o, argc, argv, utc);
+        st = write_file(&o, from);
     }
     study_day_free(&day);
     study_plant_free(p);
@@ -211,17 +213,22 @@ enum status cmd_study(int argc, char **argv)
         free(axes);
         return st;
     }
+    struct origin from = {.line = provenance_argv(argc, argv)};
+    clock_utc(from.start_utc);
     st = exchange_mpi_create(&ex);
     if (st == OK) {
+        from.hosts = provenance_hosts();
         if (a.dump || a.fit) {
             if (ex.rank == 0 && a.dump) study_dump(&s, stdout);
             if (ex.rank == 0 && a.fit) st = print_fit(&s);
         } else if (axes->n > 0)
-            st = run_sweep(&s, axes, &ex, argc, argv);
+            st = run_sweep(&s, axes, &ex, &from);
         else
-            st = run_days(&s, &ex, a.progress_s, argc, argv);
+            st = run_days(&s, &ex, a.progress_s, &from);
     }
     exchange_mpi_free(&ex);
+    free(from.line);
+    free(from.hosts);
     free(axes);
     return st;
 }
