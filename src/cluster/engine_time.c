@@ -60,6 +60,7 @@ struct sim {
     double now;
     /* figures */
     double first_start[2], last_end[2], step_s[2], busy_s[2], exposed_s[2];
+    double stage_s[2][ENGINE_STAGES];
     int64_t steps[2], tokens[2], batch_rows, batch_steps;
 };
 
@@ -376,6 +377,15 @@ static bool can_decode(const struct sim *m, const struct unit *u, double at, dou
     return can;
 }
 
+static void add_stages(double to[ENGINE_STAGES], const double us[STAGE_COUNT])
+{
+    static const int column[STAGE_COUNT] = {
+        [STAGE_ATTN] = 0, [STAGE_ATTN_0] = 0, [STAGE_ATTN_1] = 0, [STAGE_DISPATCH] = 1,
+        [STAGE_MLP] = 2, [STAGE_DENSE_MLP] = 2, [STAGE_SHARED] = 3, [STAGE_COMBINE] = 4,
+        [STAGE_EMBED] = 5, [STAGE_HEAD] = 5};
+    for (int i = 0; i < STAGE_COUNT; i++) to[column[i]] += us[i] * 1e-6;
+}
+
 static void begin_step(struct sim *m, struct unit *u, enum kind kind)
 {
     struct engine_step_time t;
@@ -390,6 +400,7 @@ static void begin_step(struct sim *m, struct unit *u, enum kind kind)
     m->busy_s[kind] += t.compute_us * 1e-6;
     m->exposed_s[kind] += t.exposed_us * 1e-6;
     m->steps[kind]++;
+    add_stages(m->stage_s[kind], t.stage_us);
 }
 
 /* Begins what can begin; the time of the next event, infinity without one. */
@@ -605,6 +616,8 @@ static enum status figures(const struct sim *m, struct engine_time *out)
                                             : &m->s->job->prefill;
         span[k] = m->steps[k] ? m->last_end[k] - m->first_start[k] : 0;
         per_unit[k] = m->step_s[k] / r->units;
+        for (int i = 0; i < ENGINE_STAGES; i++)
+            out->stage_ms[k][i] = m->steps[k] ? 1e3 * m->stage_s[k][i] / (double)m->steps[k] : 0;
         out->busy[k] = m->step_s[k] > 0 ? m->busy_s[k] / m->step_s[k] : 0;
         out->exposed[k] = m->step_s[k] > 0 ? m->exposed_s[k] / m->step_s[k] : 0;
     }

@@ -53,6 +53,10 @@ struct engine_quantiles {
     double mean, p50, p90, p99; /* NaN without samples */
 };
 
+/* The columns of /steps: attention and gate, DISPATCH, routed experts and dense MLP, shared expert,
+ * COMBINE, embedding and head. */
+enum { ENGINE_STAGES = 6 };
+
 /* As in /throughput of a results file, from the first step of a kind to the last one's end. */
 struct engine_time {
     double total_s;                   /* first request read to last answer written */
@@ -63,6 +67,7 @@ struct engine_time {
     double prefill_tokens_per_s, decode_tokens_per_s; /* over the span; NaN without tokens */
     struct engine_quantiles ttft_s, tpot_s;
     double mean_batch;                /* requests of a rank in a decode step */
+    double stage_ms[2][ENGINE_STAGES]; /* of a mean step, as in /steps: prefill, decode */
     double busy[2], exposed[2];       /* shares of the steps: computing, waiting for the
                                        * all-to-all; prefill, decode */
     bool oversubscribed;              /* more threads on a node than cores were measured */

@@ -365,21 +365,21 @@ double host_ep_us(const struct host_speed *s, int ranks, int low_latency,
 
 /* Coordinate descent on the normal equations: few features, convex, no negative coefficients. */
 void host_fit(int points, int n_features, const double (*x)[SPEED_COEFS], const double *y,
-              double coef[SPEED_COEFS])
+              const double *scale, double coef[SPEED_COEFS])
 {
     enum { ROUNDS = 20000 };
-    double a[SPEED_COEFS][SPEED_COEFS] = {{0}}, b[SPEED_COEFS] = {0}, scale[SPEED_COEFS] = {0};
-    memset(coef, 0, SPEED_COEFS * sizeof *coef);
+    double a[SPEED_COEFS][SPEED_COEFS] = {{0}}, b[SPEED_COEFS] = {0}, unit[SPEED_COEFS] = {0};
+    double c[SPEED_COEFS] = {0};
+    if (!scale) scale = y;
     for (int p = 0; p < points; p++)
-        for (int i = 0; i < n_features; i++) scale[i] = fmax(scale[i], fabs(x[p][i] / y[p]));
+        for (int i = 0; i < n_features; i++) unit[i] = fmax(unit[i], fabs(x[p][i] / scale[p]));
     for (int p = 0; p < points; p++)
         for (int i = 0; i < n_features; i++) {
-            double xi = scale[i] > 0 ? x[p][i] / y[p] / scale[i] : 0;
-            b[i] += xi;
+            double xi = unit[i] > 0 ? x[p][i] / scale[p] / unit[i] : 0;
+            b[i] += xi * y[p] / scale[p];
             for (int j = 0; j < n_features; j++)
-                a[i][j] += scale[j] > 0 ? xi * x[p][j] / y[p] / scale[j] : 0;
+                a[i][j] += unit[j] > 0 ? xi * x[p][j] / scale[p] / unit[j] : 0;
         }
-    double c[SPEED_COEFS] = {0};
     for (int round = 0; round < ROUNDS; round++) {
         double moved = 0;
         for (int i = 0; i < n_features; i++) {
@@ -393,5 +393,6 @@ void host_fit(int points, int n_features, const double (*x)[SPEED_COEFS], const 
         }
         if (moved < 1e-12) break;
     }
-    for (int i = 0; i < n_features; i++) coef[i] = scale[i] > 0 ? c[i] / scale[i] : 0;
+    memset(coef, 0, SPEED_COEFS * sizeof *coef);
+    for (int i = 0; i < n_features; i++) coef[i] = unit[i] > 0 ? c[i] / unit[i] : 0;
 }

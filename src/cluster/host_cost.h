@@ -78,9 +78,9 @@ int host_ranks_find(const double *list, int n, int ranks);
 
 double host_dot(const double *coef, const double *f);
 
-/* Non-negative least squares of relative errors: x[points][SPEED_COEFS], y[points] > 0. Features
- * of index >= n_features are ignored and get 0. */
+/* Non-negative least squares of errors / scale: x[points][SPEED_COEFS], y[points]; scale NULL: y
+ * itself, so of relative errors. Features of index >= n_features are ignored and get 0. */
 void host_fit(int points, int n_features, const double (*x)[SPEED_COEFS], const double *y,
-              double coef[SPEED_COEFS]);
+              const double *scale, double coef[SPEED_COEFS]);
 
 #endif

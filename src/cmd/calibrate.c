@@ -85,6 +85,17 @@ int cal_threads(const struct calibration *c, enum speed_cores cores)
     return cores == SPEED_ONE ? 1 : c->cores < CAL_THREADS_MAX ? c->cores : CAL_THREADS_MAX;
 }
 
+static void nobody(void *arg)
+{
+    (void)arg;
+}
+
+void cal_lane(struct lane *lane, int threads)
+{
+    lane_init(lane, device_cpu(), threads);
+    lane->poll = nobody;
+}
+
 float *cal_numbers(size_t n)
 {
     float *x = malloc(n * sizeof *x);

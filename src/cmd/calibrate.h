@@ -51,6 +51,10 @@ enum status cal_attention(struct calibration *c);  /* calibrate_attention.c */
 enum status cal_all_to_all(struct calibration *c, MPI_Comm comm); /* calibrate_ep.c */
 enum status cal_engine(struct calibration *c);     /* calibrate_engine.c */
 
+/* A lane of `threads` threads with somebody to serve, as the engine's have: kernels look at the
+ * clock for it. */
+void cal_lane(struct lane *lane, int threads);
+
 /* Random numbers around 0, [n]; the caller frees them. */
 float *cal_numbers(size_t n);
 

@@ -54,7 +54,7 @@ static enum status attention_make(const struct calibration *c, struct attention 
 {
     enum { NUMBERS = 1 << 23 };
     *a = (struct attention){.k = &c->k};
-    lane_init(&a->lane, device_cpu(), 1);
+    cal_lane(&a->lane, 1);
     a->q = cal_numbers(NUMBERS / 4);
     a->out = cal_numbers(NUMBERS / 4);
     a->keys = halves(NUMBERS + (1 << 20));
@@ -126,7 +126,7 @@ static void fit(struct calibration *c, struct attention *a, const struct cal_cal
             host_prefill_features(&h, s->m, s->keys, x[i]);
         y[i] = cal_time(c, call, threads);
     }
-    host_fit(n, SPEED_COEFS, (const double (*)[SPEED_COEFS])x, y, coef);
+    host_fit(n, SPEED_COEFS, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
 }
 
 enum status cal_attention(struct calibration *c)

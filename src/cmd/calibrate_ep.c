@@ -149,7 +149,7 @@ static void keep(struct calibration *c, int ranks, double us[SIZES][2][SPEED_EP_
                                  s->hidden, s->experts, x[i]);
                 y[i] = us[i][mode][p] > 0.01 ? us[i][mode][p] : 0.01;
             }
-            host_fit(SIZES, 6, (const double (*)[SPEED_COEFS])x, y, sp->ep.part[at][mode][p]);
+            host_fit(SIZES, 6, (const double (*)[SPEED_COEFS])x, y, NULL, sp->ep.part[at][mode][p]);
         }
 }
 
@@ -161,7 +161,7 @@ enum status cal_all_to_all(struct calibration *c, MPI_Comm comm)
     double us[SIZES][2][SPEED_EP_PARTS];
     MPI_Comm_size(comm, &ranks);
     MPI_Comm_rank(comm, &rank);
-    lane_init(&lane, device_cpu(), 1);
+    cal_lane(&lane, 1);
     TRY(transport_create(comm, 0, &t));
     struct waiter w = {.transport = t};
     enum status st = OK;

@@ -60,7 +60,7 @@ static enum status product_make(const struct calibration *c, enum dtype type, in
                                 size_t pool_bytes, struct product *p)
 {
     *p = (struct product){.k = &c->k, .n = n, .m = 1};
-    lane_init(&p->lane, device_cpu(), 1);
+    cal_lane(&p->lane, 1);
     p->bytes = (c->k.gemm_packed_bytes(type, &n, 1, k) + 63) / 64 * 64;
     p->count = pool_bytes > p->bytes ? (int)(pool_bytes / p->bytes) : 1;
     p->pool = aligned_alloc(64, p->bytes * (size_t)p->count);
@@ -154,12 +154,12 @@ static void fit_hot(double us[SHAPES][SPEED_ROWS], struct speed_gemm *g, double 
     }
     for (int r = 0; r < 3; r++) { /* few rows show it best */
         for (int s = 0; s < SHAPES; s++) y[s] = us[s][r];
-        host_fit(SHAPES, 4, (const double (*)[SPEED_COEFS])x, y, coef);
+        host_fit(SHAPES, 4, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
         call = fmin(call, coef[3]);
     }
     for (int r = 0; r < SPEED_ROWS; r++) {
         for (int s = 0; s < SHAPES; s++) y[s] = fmax(us[s][r] - call, 1e-4);
-        host_fit(SHAPES, 3, (const double (*)[SPEED_COEFS])x, y, coef);
+        host_fit(SHAPES, 3, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
         block[r] = coef[0];
         g->panel[r] = coef[1];
         g->pack[r] = coef[2];

@@ -113,7 +113,7 @@ static enum status rows_make(const struct calibration *c, struct rows_call *r)
 {
     enum { ROWS = MOST / 16 };
     *r = (struct rows_call){.k = &c->k};
-    lane_init(&r->lane, device_cpu(), 1);
+    cal_lane(&r->lane, 1);
     r->x = cal_numbers(2 * MOST);
     r->y = cal_numbers(2 * MOST);
     r->weight = cal_numbers(MOST / 4);
@@ -121,9 +121,7 @@ static enum status rows_make(const struct calibration *c, struct rows_call *r)
     r->ids = calloc(ROWS, sizeof *r->ids);
     r->pages = calloc(ROWS / PAGE + 1, sizeof *r->pages);
     r->page_of = calloc(ROWS, sizeof *r->page_of);
-    r->sampler = sampler_create(1 << 17);
-    if (!r->x || !r->y || !r->weight || !r->pos || !r->ids || !r->pages || !r->page_of ||
-        !r->sampler)
+    if (!r->x || !r->y || !r->weight || !r->pos || !r->ids || !r->pages || !r->page_of)
         return error_set(ERR_RESOURCE, "calibrate: out of memory");
     for (int i = 0; i < ROWS / PAGE + 1; i++) r->pages[i] = i;
     for (int i = 0; i < ROWS; i++) {
@@ -155,7 +153,7 @@ static int sizes_of(enum speed_rows op, struct size *out)
     return (int)(n / sizeof *out);
 }
 
-static void measure(struct calibration *c, struct rows_call *r, struct cal_call *call,
+static enum status measure(struct calibration *c, struct rows_call *r, struct cal_call *call,
                     enum speed_rows op)
 {
     struct size size[SIZES_MAX];
@@ -167,6 +165,9 @@ static void measure(struct calibration *c, struct rows_call *r, struct cal_call 
             r[t].op = op;
             r[t].m = size[i].m;
             r[t].n = size[i].n;
+            sampler_free(r[t].sampler);
+            r[t].sampler = sampler_create(size[i].n);
+            if (!r[t].sampler) return error_set(ERR_RESOURCE, "calibrate: out of memory");
         }
         double wide = size[i].n;
         if (op == SPEED_SORT) wide *= log2(wide);
@@ -174,7 +175,8 @@ static void measure(struct calibration *c, struct rows_call *r, struct cal_call 
         if (op >= SPEED_GREEDY) x[kept][3] = 0; /* row by row: never far away */
         y[kept++] = cal_time(c, call, threads);
     }
-    host_fit(kept, 4, (const double (*)[SPEED_COEFS])x, y, c->speed.rows[op]);
+    host_fit(kept, 4, (const double (*)[SPEED_COEFS])x, y, NULL, c->speed.rows[op]);
+    return OK;
 }
 
 enum status cal_rows(struct calibration *c)
@@ -189,7 +191,7 @@ enum status cal_rows(struct calibration *c)
         call.arg[made] = &r[made];
     }
     for (int op = 0; op < SPEED_ROW_OPS && st == OK; op++)
-        measure(c, r, &call, (enum speed_rows)op);
+        st = measure(c, r, &call, (enum speed_rows)op);
     for (int t = 0; t < made; t++) rows_free(&r[t]);
     free(r);
     return st;

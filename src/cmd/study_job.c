@@ -157,6 +157,14 @@ static void print(const struct job_study *s)
     printf("  decode   %10lld %7lld %9.3f %12.1f %8.1f %10.1f\n", (long long)t->decode_tokens,
            (long long)t->decode_steps, t->decode_span_s, t->decode_tokens_per_s,
            100 * t->busy[1], 100 * t->exposed[1]);
+    printf("# ms of a step   attn dispatch      mlp   shared  combine     head    whole\n");
+    for (int k = 0; k < 2; k++) {
+        printf("  %-8s", k ? "decode" : "prefill");
+        for (int i = 0; i < ENGINE_STAGES; i++) printf(" %8.3f", t->stage_ms[k][i]);
+        int64_t steps = k ? t->decode_steps : t->prefill_steps;
+        double s = k ? t->decode_step_s : t->prefill_step_s;
+        printf(" %8.3f\n", steps ? 1e3 * s / (double)steps : 0);
+    }
     printf("  total %.3f s, mean batch %.1f; TTFT %.4f s p50 %.4f p90 %.4f; TPOT %.3f ms p50 %.3f "
            "p90 %.3f\n", t->total_s, t->mean_batch, t->ttft_s.mean, t->ttft_s.p50, t->ttft_s.p90,
            1e3 * t->tpot_s.mean, 1e3 * t->tpot_s.p50, 1e3 * t->tpot_s.p90);
