@@ -14,8 +14,10 @@ static const struct option_row {
     int users;
     const char *doc;
 } rows[] = {
-#define ROW(name, value, field, text, users, doc) \
-    {name, value, offsetof(struct host_args, field), text, users, doc}
+#define ROW(name, value, field, text, users, doc)                        \
+    {                                                                    \
+        name, value, offsetof(struct host_args, field), text, users, doc \
+    }
     ROW("--ranks", "N", ranks, false, BOTH, "ranks of a job whose ep is auto"),
     ROW("--tasks-per-node", "N", tasks, false, HOST_ARGS_PLAN, "ranks on a node (default: all)"),
     ROW("--tasks-per-node", "N", tasks, false, HOST_ARGS_SLURM, "ranks on a node (default 8)"),

@@ -14,7 +14,8 @@ static void help(void)
 {
     puts("moebatch plan JOB.yaml [options]   (no mpirun)\n"
          "\n"
-         "Shows what `moebatch run` would do with the job before it does: which rank is what, memory\n"
+         "Shows what `moebatch run` would do with the job before it does: which rank is what, "
+         "memory\n"
          "of a rank by component and of a host, requests that the KV pages hold, and the time and\n"
          "cost of the token file. Ends with run's exit code where run would refuse.\n");
     host_args_help(HOST_ARGS_PLAN, stdout);

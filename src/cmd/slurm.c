@@ -1,5 +1,5 @@
-/* slurm.c - `moebatch slurm JOB.yaml`: prints an sbatch file for that job. Nodes, memory and time are
- * plan/'s numbers. The script's body is slurm/run.sbatch, part of this program. */
+/* slurm.c - `moebatch slurm JOB.yaml`: prints an sbatch file for that job. Nodes, memory and time
+ * are plan/'s numbers. The script's body is slurm/run.sbatch, part of this program. */
 #include "checkpoint/sizes.h"
 #include "cmd/cmd.h"
 #include "cmd/host_args.h"
@@ -34,9 +34,9 @@ static void help(void)
 /* What the sbatch file says besides the plan. */
 struct sizes {
     int tasks, cpus, gpus;
-    double margin, node_bytes;  /* margin: beside what the plan counts */
+    double margin, node_bytes; /* margin: beside what the plan counts */
     double load_s, seconds;
-    double flops, gflops;       /* of the estimate without a hardware file */
+    double flops, gflops; /* of the estimate without a hardware file */
     struct plan_time time;
 };
 
@@ -55,10 +55,13 @@ static enum status choose_tasks(const struct job *job, const struct host_args *a
     if (z->tasks > *ranks) z->tasks = *ranks;
     int cores = (int)a->cores;
     if (cores > 0 && cores < z->tasks)
-        return error_set(ERR_USAGE, "--cores-per-node %d for %d tasks a node: lower "
-                         "--tasks-per-node", cores, z->tasks);
-    z->cpus = cores > 0 ? cores / z->tasks
-              : job->threads_per_rank != JOB_AUTO ? job->threads_per_rank : 1;
+        return error_set(ERR_USAGE,
+                         "--cores-per-node %d for %d tasks a node: lower "
+                         "--tasks-per-node",
+                         cores, z->tasks);
+    z->cpus = cores > 0                           ? cores / z->tasks
+              : job->threads_per_rank != JOB_AUTO ? job->threads_per_rank
+                                                  : 1;
     z->gpus = a->gpus > 0 ? (int)a->gpus : job->backend == JOB_BACKEND_CUDA ? z->tasks : 0;
     return OK;
 }
@@ -90,10 +93,11 @@ static enum status make_plan(const struct job *job, const struct host_args *a, s
     error_clear();
     double kv = p->host.kv + p->host.index;
     plan_free(p);
-    return error_set(ERR_RESOURCE,
-                     "%d ranks on a node need %.1f GiB and KV pages %.1f GiB, --memory is %.1f GiB: "
-                     "lower --tasks-per-node, chunk_tokens, max_batch or kv.pages_per_rank",
-                     z->tasks, (z->node_bytes - kv) / GIB, kv / GIB, a->memory_gib);
+    return error_set(
+        ERR_RESOURCE,
+        "%d ranks on a node need %.1f GiB and KV pages %.1f GiB, --memory is %.1f GiB: "
+        "lower --tasks-per-node, chunk_tokens, max_batch or kv.pages_per_rank",
+        z->tasks, (z->node_bytes - kv) / GIB, kv / GIB, a->memory_gib);
 }
 
 /* Twice the predicted time, or without a hardware file twice what the FLOPs take at some speed; too
@@ -107,7 +111,8 @@ static enum status choose_time(const struct plan *p, const struct host_args *a, 
     z->flops = 2.0 * (double)m.params_active * (p->tokens.prompt + p->tokens.output);
     z->gflops = a->gflops > 0 ? a->gflops : z->gpus ? 50e3 : 5.0 * z->cpus;
     double work = z->time.by != PLAN_TIME_NONE && a->gflops <= 0
-                      ? z->time.total_s : z->flops / (z->gflops * 1e9 * p->ranks);
+                      ? z->time.total_s
+                      : z->flops / (z->gflops * 1e9 * p->ranks);
     z->seconds = 2 * (z->load_s + work) + 300;
     return OK;
 }
@@ -142,7 +147,8 @@ static void print_time(const struct plan *p, const struct sizes *z, bool given)
         printf("%.3g FLOP\n# at %.4g GFLOP/s a rank (%s)", z->flops, z->gflops,
                given ? "given" : "a guess: give --hardware or --gflops");
     printf(", %.0f s to load at 1 GB/s a node; twice that + 300 s.\n"
-           "# A job that needs longer goes on after its time limit.\n", z->load_s);
+           "# A job that needs longer goes on after its time limit.\n",
+           z->load_s);
 }
 
 static void print_sizes(const struct plan *p, const struct sizes *z, const struct host_args *a)

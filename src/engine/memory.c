@@ -75,7 +75,8 @@ enum status memory_ep(const struct job *job, const struct model_config *cfg,
 {
     *out = (struct ep_memory){0};
     if (model_config_moe_layers(cfg) == 0) return OK;
-    struct ep_params params = memory_ep_params(job, cfg, f->role, f->planned->experts_fp8, f->nodes);
+    struct ep_params params =
+        memory_ep_params(job, cfg, f->role, f->planned->experts_fp8, f->nodes);
     return ep_memory(&params, out);
 }
 
@@ -114,7 +115,8 @@ static double index_bytes(const struct job *job, enum rank_role role, double pag
 {
     bool prefix = role != RANK_DECODE && job->kv.prefix_cache == JOB_PREFIX_MEMORY;
     return (double)page_pool_bytes((uint32_t)pages) +
-           (prefix ? (double)prefix_index_bytes((uint32_t)pages, (uint32_t)job->kv.page_tokens) : 0);
+           (prefix ? (double)prefix_index_bytes((uint32_t)pages, (uint32_t)job->kv.page_tokens)
+                   : 0);
 }
 
 int memory_choose_pages(const struct job *job, const struct model_config *cfg, enum rank_role role,

@@ -26,8 +26,8 @@ static enum status resolve(const struct plan_setup *s, struct plan *p)
 {
     int asked = job_ranks(&p->job);
     p->ranks = s->ranks > 0 ? s->ranks : asked > 0 ? asked : 1;
-    p->ranks_per_host = s->ranks_per_host > 0 && s->ranks_per_host < p->ranks ? s->ranks_per_host
-                                                                              : p->ranks;
+    p->ranks_per_host =
+        s->ranks_per_host > 0 && s->ranks_per_host < p->ranks ? s->ranks_per_host : p->ranks;
     p->hosts = (p->ranks + p->ranks_per_host - 1) / p->ranks_per_host;
     p->cores_per_host = s->cores_per_host > 0 ? s->cores_per_host : cpu_count();
     struct job_facts facts = {
@@ -99,8 +99,9 @@ static enum status plan_memory(const struct plan_setup *s, struct plan *p)
     TRY(kernels_choose_isa(p->job.isa, &isa));
     TRY(kernels_compose((enum isa)isa, &kernels));
     p->isa = isa_name((enum isa)isa);
-    p->host_free = s->host_bytes > 0 ? s->host_bytes
-                   : s->host_bytes < 0 ? 0 : (double)host_memory_available();
+    p->host_free = s->host_bytes > 0   ? s->host_bytes
+                   : s->host_bytes < 0 ? 0
+                                       : (double)host_memory_available();
     p->roles = p->job.mixed.present ? 1 : 2;
     p->role[0].role = p->job.mixed.present ? RANK_MIXED : RANK_PREFILL;
     p->role[1].role = RANK_DECODE;
@@ -108,8 +109,8 @@ static enum status plan_memory(const struct plan_setup *s, struct plan *p)
         struct plan_role *r = &p->role[i];
         TRY(plan_role(p, &kernels, r));
         r->useful_pages = memory_useful_pages(&p->job, p->model, r->role);
-        r->pages = memory_choose_pages(&p->job, p->model, r->role,
-                                       p->host_free / p->ranks_per_host);
+        r->pages =
+            memory_choose_pages(&p->job, p->model, r->role, p->host_free / p->ranks_per_host);
     }
     set_pages(p, 1);
     find_fullest(p);
@@ -172,7 +173,8 @@ enum status plan_check(const struct plan *p)
 double plan_requests_held(const struct plan *p, const struct plan_role *r)
 {
     const struct plan_tokens *t = &p->tokens;
-    double requests = (double)(t->requests - t->bad), answers = r->role == RANK_PREFILL ? 0 : t->output;
+    double requests = (double)(t->requests - t->bad),
+           answers = r->role == RANK_PREFILL ? 0 : t->output;
     if (requests <= 0) return 0;
     double tokens = (t->prompt + answers) / requests;
     double each = ceil(tokens / p->job.kv.page_tokens);

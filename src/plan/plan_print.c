@@ -24,13 +24,17 @@ static void print_head(const struct plan *p, FILE *out)
     snprintf(type, sizeof type, "%s", c->model_type);
     fprintf(out, "# %s: %s, %d layers (%d MoE), %d experts, top %d; %s weights, isa %s\n",
             p->job.model, type, c->layers, model_config_moe_layers(c), c->experts, c->topk,
-            p->experts_fp8 ? "FP8" : c->dtype[0] ? c->dtype : "unquantised", p->isa);
-    fprintf(out, "# %d rank%s on %d host%s of %d, %d thread%s a rank, %d core%s a host%s\n", p->ranks,
-            p->ranks > 1 ? "s" : "", p->hosts, p->hosts > 1 ? "s" : "", p->ranks_per_host,
+            p->experts_fp8 ? "FP8"
+            : c->dtype[0]  ? c->dtype
+                           : "unquantised",
+            p->isa);
+    fprintf(out, "# %d rank%s on %d host%s of %d, %d thread%s a rank, %d core%s a host%s\n",
+            p->ranks, p->ranks > 1 ? "s" : "", p->hosts, p->hosts > 1 ? "s" : "", p->ranks_per_host,
             p->job.threads_per_rank, p->job.threads_per_rank > 1 ? "s" : "", p->cores_per_host,
             p->cores_per_host > 1 ? "s" : "",
             (int64_t)p->ranks_per_host * p->job.threads_per_rank > p->cores_per_host
-                ? ": more threads than cores" : "");
+                ? ": more threads than cores"
+                : "");
 }
 
 /* ---- ranks ----------------------------------------------------------------------------------- */
@@ -49,8 +53,9 @@ static void print_unit(const struct plan *p, const struct plan_role *r, int unit
     if (r->role != RANK_DECODE) snprintf(chunk, sizeof chunk, "%d", j->chunk_tokens);
     if (r->role != RANK_PREFILL) snprintf(batch, sizeof batch, "%d", j->max_batch);
     fprintf(out, "  %-14s %10s %8s %6d %6d %10d %6d %8s %6s %4d %8s\n", name, ranks, hosts, j->ep,
-            rank_map_nodes(&p->job, r->role, unit, p->ranks_per_host), j->redundant_experts, r->slots,
-            chunk, batch, j->microbatches, j->overlap && j->microbatches > 1 ? "yes" : "no");
+            rank_map_nodes(&p->job, r->role, unit, p->ranks_per_host), j->redundant_experts,
+            r->slots, chunk, batch, j->microbatches,
+            j->overlap && j->microbatches > 1 ? "yes" : "no");
 }
 
 static void print_ranks(const struct plan *p, FILE *out)
@@ -80,52 +85,63 @@ static void print_ranks(const struct plan *p, FILE *out)
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-struct line {
-    const char *name;
-    double (*of)(const struct plan_role *r);
+enum { LINES = 13 };
+
+static const char *const line_names[LINES] = {
+    "experts' weights",
+    "KV pages",
+    "index of the KV pages",
+    "activations of a step",
+    "context of the longest prompt",
+    "rows of the routed experts",
+    "receive: normal all-to-all",
+    "receive: low-latency slots",
+    "send and return: COMBINE rows",
+    "forwarding into the node",
+    "all-to-all: counts, packed rows",
+    "program, MPI, requests",
+    "a rank",
 };
 
-static double of_experts(const struct plan_role *r) { return r->memory.experts; }
-static double of_kv(const struct plan_role *r) { return r->memory.kv; }
-static double of_index(const struct plan_role *r) { return r->memory.index; }
-static double of_start(const struct plan_role *r) { return (double)r->activations.start; }
-static double of_context(const struct plan_role *r) { return (double)r->activations.context; }
-static double of_routed(const struct plan_role *r) { return (double)r->activations.routed; }
-static double of_receive(const struct plan_role *r) { return (double)r->ep.receive; }
-static double of_fixed(const struct plan_role *r) { return (double)r->ep.fixed; }
-static double of_combine(const struct plan_role *r) { return (double)r->ep.combine; }
-static double of_rings(const struct plan_role *r) { return (double)r->ep.rings; }
-static double of_control(const struct plan_role *r) { return (double)(r->ep.control + r->ep.heap); }
-static double of_program(const struct plan_role *r) { return r->memory.program; }
-static double of_all(const struct plan_role *r) { return memory_sum(&r->memory) - r->memory.shared; }
-
-static const struct line lines[] = {
-    {"experts' weights", of_experts},
-    {"KV pages", of_kv},
-    {"index of the KV pages", of_index},
-    {"activations of a step", of_start},
-    {"context of the longest prompt", of_context},
-    {"rows of the routed experts", of_routed},
-    {"receive: normal all-to-all", of_receive},
-    {"receive: low-latency slots", of_fixed},
-    {"send and return: COMBINE rows", of_combine},
-    {"forwarding into the node", of_rings},
-    {"all-to-all: counts, routes", of_control},
-    {"program, MPI, requests", of_program},
-    {"a rank", of_all},
-};
+/* The bytes behind those names. */
+static void fill_lines(const struct plan_role *r, double out[LINES])
+{
+    const struct rank_memory *m = &r->memory;
+    const struct model_memory *act = &r->activations;
+    const struct ep_memory *ep = &r->ep;
+    double all[LINES] = {
+        m->experts,
+        m->kv,
+        m->index,
+        (double)act->start,
+        (double)act->context,
+        (double)act->routed,
+        (double)ep->receive,
+        (double)ep->fixed,
+        (double)ep->combine,
+        (double)ep->rings,
+        (double)(ep->control + ep->heap),
+        m->program,
+        memory_sum(m) - m->shared,
+    };
+    memcpy(out, all, sizeof all);
+}
 
 static void print_rank_memory(const struct plan *p, FILE *out)
 {
     char buf[24];
+    double value[2][LINES];
     fprintf(out, "\n# %-32s", "memory of a rank");
-    for (int i = 0; i < p->roles; i++) fprintf(out, " %14s", rank_role_name(p->role[i].role));
-    for (size_t k = 0; k < sizeof lines / sizeof *lines; k++) {
-        fprintf(out, "\n  %-32s", lines[k].name);
-        for (int i = 0; i < p->roles; i++)
-            fprintf(out, " %14s", bytes(buf, lines[k].of(&p->role[i])));
+    for (int i = 0; i < p->roles; i++) {
+        fprintf(out, " %14s", rank_role_name(p->role[i].role));
+        fill_lines(&p->role[i], value[i]);
     }
-    fprintf(out, "\n  (buffers take memory as they fill; routed rows at an even load of experts)\n");
+    for (int k = 0; k < LINES; k++) {
+        fprintf(out, "\n  %-32s", line_names[k]);
+        for (int i = 0; i < p->roles; i++) fprintf(out, " %14s", bytes(buf, value[i][k]));
+    }
+    fprintf(out,
+            "\n  (buffers take memory as they fill; routed rows at an even load of experts)\n");
 }
 
 static void print_host_memory(const struct plan *p, FILE *out)
@@ -143,7 +159,8 @@ static void print_host_memory(const struct plan *p, FILE *out)
             fprintf(out, "  %-32s %14s\n", tensor_part_name((enum tensor_part)i),
                     bytes(a, p->part_bytes[i]));
     fprintf(out, "  %-32s %14s\n", "together", bytes(a, p->host.shared));
-    fprintf(out, "\n# %-32s %14s", p->hosts > 1 ? "memory of the fullest host" : "memory of the host",
+    fprintf(out, "\n# %-32s %14s",
+            p->hosts > 1 ? "memory of the fullest host" : "memory of the host",
             bytes(a, memory_sum(&p->host)));
     if (p->host_free > 0)
         fprintf(out, " of %s free: %s", bytes(a, p->host_free),

@@ -2,7 +2,6 @@
 #include "plan/plan_time.h"
 
 #include "cluster/engine_time.h"
-#include "cluster/unit_model.h"
 #include "config/installed.h"
 
 #include <math.h>
@@ -26,11 +25,12 @@ static bool is_host_file(const char *path)
 static void find_file(const char *name, char path[600])
 {
     bool is_path = !name || strchr(name, '/') || strstr(name, ".yaml");
-    snprintf(path, 600, is_path ? "%s" : "inputs/hardware/%s.yaml", name ? name : HOST_SPEED_DEFAULT);
+    snprintf(path, 600, is_path ? "%s" : "inputs/hardware/%s.yaml",
+             name ? name : HOST_SPEED_DEFAULT);
     (void)installed_find(path, 600);
 }
 
-/* ---- this engine on a calibrated host ---------------------------------------------------------- */
+/* ---- this engine on a calibrated host -------------------------------------------------------- */
 
 static enum status by_engine(const struct plan *p, const char *path, struct plan_time *t)
 {
@@ -58,12 +58,13 @@ static enum status by_engine(const struct plan *p, const char *path, struct plan
     t->batch = e.mean_batch;
     t->ttft_s = e.ttft_s.mean;
     t->tpot_s = e.tpot_s.mean;
-    snprintf(t->note, sizeof t->note, "%s%s", e.oversubscribed
-             ? "More threads than cores: the figures are less sure. " : "", e.note);
+    snprintf(t->note, sizeof t->note, "%s%s",
+             e.oversubscribed ? "More threads than cores: the figures are less sure. " : "",
+             e.note);
     return OK;
 }
 
-/* ---- full steps on GPUs ------------------------------------------------------------------------ */
+/* ---- full steps on GPUs ---------------------------------------------------------------------- */
 
 static enum status unit_of(const struct plan *p, const struct hardware *hw,
                            const struct plan_role *r, enum unit_role role, struct unit_speed **out)
@@ -88,8 +89,8 @@ static void prefill_by_units(const struct plan *p, const struct plan_role *r, st
     double tokens = k->prompt - k->cached, ranks = (double)r->job->units * r->job->ep, pairs = 0;
     if (tokens <= 0) return;
     for (int64_t i = 0; i < k->n; i++)
-        pairs += (double)k->step * unit_prompt_pairs(k->list[i].prompt - k->list[i].cached,
-                                                     k->list[i].cached);
+        pairs += (double)k->step *
+                 unit_prompt_pairs(k->list[i].prompt - k->list[i].cached, k->list[i].cached);
     double steps = ceil(tokens / (ranks * r->job->chunk_tokens)), each = tokens / ranks / steps;
     t->prefill_step_s = unit_prefill_step_s(u, each, pairs / tokens * each);
     t->prefill_s = steps * t->prefill_step_s;
@@ -123,6 +124,8 @@ static enum status by_units(const struct plan *p, const char *path, struct plan_
     enum status st = unit_of(p, &hw, &p->role[0], UNIT_PREFILL, &prefill);
     if (st == OK) st = unit_of(p, &hw, &p->role[p->roles - 1], UNIT_DECODE, &decode);
     if (st == OK) {
+        unit_memory(prefill, &t->gpu[0]);
+        unit_memory(decode, &t->gpu[p->roles - 1]);
         prefill_by_units(p, &p->role[0], prefill, t);
         decode_by_units(p, &p->role[p->roles - 1], decode, t);
         const char *more = unit_extrapolated(prefill), *also = unit_extrapolated(decode);
@@ -130,9 +133,11 @@ static enum status by_units(const struct plan *p, const char *path, struct plan_
         /* Mixed units do one or the other; else both go on at once after the first step. */
         t->total_s = p->roles == 1 ? t->prefill_s + t->decode_s
                                    : t->prefill_step_s + fmax(t->prefill_s, t->decode_s);
-        snprintf(t->note, sizeof t->note, "Full batches, no queues or ramps; nothing of this was "
-                 "measured here.%s%s%s%s", more ? " Prefill: " : "", more ? more : "",
-                 also ? " Decode: " : "", also ? also : "");
+        snprintf(t->note, sizeof t->note,
+                 "Full batches, no queues or ramps; nothing of this was "
+                 "measured here.%s%s%s%s",
+                 more ? " Prefill: " : "", more ? more : "", also ? " Decode: " : "",
+                 also ? also : "");
     }
     unit_speed_free(prefill);
     unit_speed_free(decode);
@@ -140,7 +145,7 @@ static enum status by_units(const struct plan *p, const char *path, struct plan_
     return st;
 }
 
-/* ---- together ---------------------------------------------------------------------------------- */
+/* ---- together -------------------------------------------------------------------------------- */
 
 static void add_account(const struct plan *p, struct plan_time *t)
 {
@@ -163,8 +168,10 @@ enum status plan_time_predict(const struct plan *p, const char *hardware, struct
     t->prefill_tokens_per_s = t->decode_tokens_per_s = t->ttft_s = t->tpot_s = NAN;
     find_file(hardware, path);
     if (!hardware && access(path, R_OK) != 0) {
-        snprintf(t->why, sizeof t->why, "no hardware file: `moebatch calibrate` measures this machine "
-                 "(%s), or give --hardware h800 and the like", HOST_SPEED_DEFAULT);
+        snprintf(t->why, sizeof t->why,
+                 "no hardware file: `moebatch calibrate` measures this machine "
+                 "(%s), or give --hardware h800 and the like",
+                 HOST_SPEED_DEFAULT);
         return OK;
     }
     if (access(path, R_OK) != 0) {
@@ -188,7 +195,7 @@ enum status plan_time_predict(const struct plan *p, const char *hardware, struct
     return OK;
 }
 
-/* ---- print ------------------------------------------------------------------------------------- */
+/* ---- print ----------------------------------------------------------------------------------- */
 
 static const char *seconds(char buf[32], double s)
 {
@@ -211,24 +218,50 @@ static void print_money(const struct plan *p, const struct plan_time *t, FILE *o
     const struct account *a = &t->account;
     char m[32] = "-";
     if (!isnan(a->margin_on_cost)) snprintf(m, sizeof m, "%.1f %%", 100 * a->margin_on_cost);
-    fprintf(out, "  cost      $ %-12.6g = %.1f GPU-seconds (a rank is billed as one GPU) x $ %g an "
-            "hour\n", a->cost_usd, a->gpu_seconds, p->prices.usd_per_gpu_hour);
+    fprintf(out,
+            "  cost      $ %-12.6g = %.1f GPU-seconds (a rank is billed as one GPU) x $ %g an "
+            "hour\n",
+            a->cost_usd, a->gpu_seconds, p->prices.usd_per_gpu_hour);
     fprintf(out, "  revenue   $ %-12.6g profit $ %.6g, margin on cost %s\n", a->revenue_usd,
             a->profit_usd, m);
 }
 
+static const char *model_name(enum plan_time_by by)
+{
+    if (by == PLAN_TIME_ENGINE)
+        return "this engine's job in simulated time, of kernels measured there "
+               "(cluster/engine_time)";
+    return "steps of GPU units, one GPU a rank, level calibrated: kernel tables and constants "
+           "from\n"
+           "# traces (cluster/unit_model)";
+}
+
+/* Instead of the host's memory above. */
+static void print_gpu_memory(const struct plan *p, const struct plan_time *t, FILE *out)
+{
+    const double gb = 1e9;
+    if (t->by != PLAN_TIME_UNITS) return;
+    fprintf(out, "# %-12s %9s %9s %9s %9s %9s %9s %9s %14s\n", "GB of a GPU", "holds", "weights",
+            "experts", "buffers", "steps", "reserve", "for KV", "tokens of KV");
+    for (int i = 0; i < p->roles; i++) {
+        const struct unit_memory *m = &t->gpu[i];
+        fprintf(out, "  %-12s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %14.0f\n",
+                rank_role_name(p->role[i].role), m->capacity / gb,
+                (m->replicated + m->absorbed) / gb, m->routed / gb, m->comm / gb,
+                m->activation / gb, m->reserve / gb, m->kv / gb, m->kv / m->kv_per_token);
+    }
+}
+
 void plan_time_print(const struct plan *p, const struct plan_time *t, FILE *out)
 {
-    static const char *const model[] = {
-        "", "this engine's job in simulated time, from kernels measured there (cluster/engine_time)",
-        "steps of GPU units, level calibrated: kernel tables and constants from traces "
-        "(cluster/unit_model); one rank = one GPU"};
     char a[32], b[32];
     if (t->by == PLAN_TIME_NONE) {
         fprintf(out, "\n# no prediction: %s\n", t->why);
         return;
     }
-    fprintf(out, "\n# predicted, not measured; hardware %s\n# by %s\n", t->hardware, model[t->by]);
+    fprintf(out, "\n# predicted, not measured; hardware %s\n# by %s\n", t->hardware,
+            model_name(t->by));
+    print_gpu_memory(p, t, out);
     print_phase("prefill", t->prefill_tokens_per_s, t->prefill_s, t->prefill_step_s, out);
     print_phase("decode", t->decode_tokens_per_s, t->decode_s, t->decode_step_s, out);
     if (t->batch > 0) fprintf(out, "  mean batch of a rank %.1f", t->batch);

@@ -66,11 +66,14 @@ static enum status add(struct plan_tokens *t, struct page_set *pages, const stru
     if (r->error[0]) {
         t->bad += stands_for;
         if (!t->first_error[0])
-            snprintf(t->first_error, sizeof t->first_error, "%.40s: %.250s", r->custom_id, r->error);
+            snprintf(t->first_error, sizeof t->first_error, "%.40s: %.250s", r->custom_id,
+                     r->error);
         return OK;
     }
-    struct engine_request q = {.prompt = r->n_tokens, .output = r->max_tokens,
-                               .sampled = r->temperature > 0, .logprobs = r->logprobs};
+    struct engine_request q = {.prompt = r->n_tokens,
+                               .output = r->max_tokens,
+                               .sampled = r->temperature > 0,
+                               .logprobs = r->logprobs};
     bool prefix = job->kv.prefix_cache == JOB_PREFIX_MEMORY && !r->prompt_logprobs;
     if (prefix) TRY(count_cached(pages, r, (uint32_t)job->kv.page_tokens, &q.cached));
     if (q.prompt > t->longest_prompt) t->longest_prompt = q.prompt;
@@ -109,8 +112,8 @@ enum status plan_tokens_read(const struct job *job, const struct model_config *m
     t->step = t->requests / MOST_READ + 1;
     t->index_bytes = (double)token_file_bytes(tf) + JOURNAL_BYTES * (double)t->requests;
     t->list = calloc((size_t)(t->requests / t->step) + 1, sizeof *t->list);
-    enum status st = t->list ? read_all(tf, job, t)
-                             : error_set(ERR_RESOURCE, "no memory to list the requests");
+    enum status st =
+        t->list ? read_all(tf, job, t) : error_set(ERR_RESOURCE, "no memory to list the requests");
     token_file_close(tf);
     if (st != OK) plan_tokens_free(t);
     return st;

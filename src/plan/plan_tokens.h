@@ -1,5 +1,5 @@
-/* plan_tokens.h - what a token file asks for: counts, lengths, and the list of its requests. Answers
- * are taken to be as long as max_tokens allows; only a run knows where they stop.
+/* plan_tokens.h - what a token file asks for: counts, lengths, and the list of its requests.
+ * Answers are taken to be as long as max_tokens allows; only a run knows where they stop.
  */
 #ifndef PLAN_PLAN_TOKENS_H
 #define PLAN_PLAN_TOKENS_H
@@ -17,9 +17,9 @@ struct plan_tokens {
     struct engine_request *list; /* [n] those read that can run, in the file's order; `cached` in
                                 * full pages that an earlier request has too; owned */
     int64_t n;
-    double prompt, cached, output; /* tokens of all that can run */
+    double prompt, cached, output;   /* tokens of all that can run */
     int32_t longest_prompt, longest; /* prompt; prompt and output */
-    double index_bytes;          /* that rank 0 keeps of the file while it runs */
+    double index_bytes;              /* that rank 0 keeps of the file while it runs */
 };
 
 /* Reads the token file: all of it, of a very long one every k-th request. */

@@ -42,16 +42,17 @@ static enum status map_offered(const struct offer *o, const char *what, bool own
     int fd = o->fd;
     double gib = (double)o->bytes / (1 << 30);
     if (fd < 0)
-        return error_set(ERR_RESOURCE,
-                         "%s, shared by the ranks of a host, needs %.2f GiB; %.2f GiB are free (%s)",
-                         what, gib, (double)host_memory_available() / (1 << 30),
-                         strerror(o->error));
+        return error_set(
+            ERR_RESOURCE,
+            "%s, shared by the ranks of a host, needs %.2f GiB; %.2f GiB are free (%s)", what, gib,
+            (double)host_memory_available() / (1 << 30), strerror(o->error));
     snprintf(path, sizeof path, "/proc/%d/fd/%d", o->pid, o->fd);
     if (!own && (fd = open(path, O_RDWR | O_CLOEXEC)) < 0)
-        return error_set(ERR_RESOURCE,
-                         "cannot open %s, %s (%.2f GiB) that process %d shares: %s; the processes of "
-                         "a host must run as one user and see each other in /proc", path, what, gib,
-                         o->pid, strerror(errno));
+        return error_set(
+            ERR_RESOURCE,
+            "cannot open %s, %s (%.2f GiB) that process %d shares: %s; the processes of "
+            "a host must run as one user and see each other in /proc",
+            path, what, gib, o->pid, strerror(errno));
     void *p = mmap(NULL, o->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     int error = errno;
     if (!own) close(fd);

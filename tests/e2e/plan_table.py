@@ -10,7 +10,7 @@ GROWTH = 0.35  # of the activations, either way: they grow with the load
 
 def plan(jobs, job, *args):
     path = jobs.folder / "plan.yaml"
-    path.write_text(json.dumps(job), encoding="utf-8")
+    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in job.items()), encoding="utf-8")
     return moebatch("plan", path, *args)
 
 

@@ -2,8 +2,8 @@
 run's, and its predictions where a hardware file makes them.
 
 What must agree: experts' weights, KV pages and the all-to-all exactly; activations, which grow with
-the load, within GROWTH; resident private memory is at most 1.1 of the plan, and at least FLOOR of it
-when the job fills its buffers. test_topology.py compares the 176 ranks of the production topology.
+the load, within GROWTH; resident private memory is at most 1.1 of the plan, and at least FLOOR of
+it when the job fills its buffers. test_topology.py compares the 176 ranks of the production topology.
 Alone: python3 -m pytest -s tests/e2e/test_plan.py
 """
 import json
@@ -88,7 +88,7 @@ def test_repeated_prefixes_are_counted(jobs):
 
 @pytest.mark.parametrize("keys, args, code, texts", [
     ({"mixed": {"ep": 1}, "kv": {"pages_per_rank": 100000}}, ["--memory", "2"], 4,
-     ["1 rank on one host need", "2.00 GiB are free", "kv.pages_per_rank 100000", "use more hosts"]),
+     ["1 rank on one host need", "2.00 GiB are free", "kv.pages_per_rank 100000", "more hosts"]),
     ({"prefill": {"ep": 2}, "decode": {"ep": 5, "redundant_experts": 32}}, [], 3,
      ["decode.ep 5", "288 slots do not divide by 5", "legal sizes are 2 3 4 6"]),
     ({"prefill": {"ep": 2}, "decode": {"ep": 4}}, ["--ranks", "5"], 4,
@@ -131,6 +131,33 @@ def test_prediction_for_gpus(jobs):
     code, out, _ = plan(jobs, demo_job(jobs, prefill={"ep": 9, "redundant_experts": 32},
                                        decode={"ep": 16}), "--hardware", "h800")
     assert code == 0 and "# no prediction: ep is 9, but a node of H800 has 8 GPUs" in out
+
+
+@pytest.fixture(scope="module")
+def this_machine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hardware") / "this-machine.yaml"
+    code, out, err = moebatch("calibrate", "--quick", "--output", path)
+    assert code == 0, out + err
+    return path
+
+
+def test_prediction_for_this_machine(jobs, this_machine):
+    """The engine's own model answers; `study` of the job says the same."""
+    job = demo_job(jobs, mixed={"ep": 1, "chunk_tokens": 64}, kv={"prefix_cache": "off"})
+    code, out, err = plan(jobs, job, "--hardware", this_machine)
+    assert code == 0 and "(cluster/engine_time)" in out, err
+    rates = {k: float(re.search(rf"  {k} +([\d.]+) tokens/s", out)[1])
+             for k in ("prefill", "decode")}
+    code, study, err = moebatch("study", jobs.folder / "plan.yaml", "--hardware", this_machine)
+    assert code == 0, err
+    for k, rate in rates.items():
+        other = float(re.search(rf"  {k} +\d+ +\d+ +[\d.]+ +([\d.]+)", study)[1])
+        print(f"# {k}: plan {rate}, study {other} tokens/s")
+        assert rate > 0 and abs(rate / other - 1) < 0.02
+    # Ranks that were not measured are named, and are no error of the job.
+    job = demo_job(jobs, mixed={"ep": 2})
+    code, out, _ = plan(jobs, job, "--hardware", this_machine)
+    assert code == 0 and re.search("# no prediction: .*no all-to-all of 2 ranks.*calibrate", out)
 
 
 def test_shipped_jobs():

@@ -1,6 +1,6 @@
 /* links: plan engine cluster account model ep moe attention gemm transport schedule balance kvcache device checkpoint requests config core */
-/* test_plan.c - the arithmetic under `moebatch plan` and the start of `run`: which rank is what, nodes
- * of a unit, pages that fit, sums over a host, and refusals with their numbers. */
+/* test_plan.c - the arithmetic under `moebatch plan` and the start of `run`: which rank is what,
+ * nodes of a unit, pages that fit, sums over a host, and refusals with their numbers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
