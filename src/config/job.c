@@ -22,23 +22,27 @@ static const char *const orders[] = {"file", "prefix", NULL};
 static const char *const transports[] = {"shm", "mpi", NULL};
 
 #define FIELD(f) offsetof(struct job, f)
+/* Whether results depend on a key; paths and isa are looked at by what they stand for. */
+#define DECIDES(f) \
+    (FIELD(f) == FIELD(numerics) || \
+     (FIELD(f) >= FIELD(sampling) && FIELD(f) < FIELD(sampling) + sizeof(struct job_sampling)))
 #define PATH(k, f, d, text) \
     {.key = k, .type = OPTION_STRING, .offset = FIELD(f), .bytes = JOB_PATH_BYTES, .def = d, \
      .unit = "", .doc = text}
 #define INTEGER(k, f, d, lo, hi, u, text) \
     {.key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, .unit = u, \
-     .doc = text}
+     .fixed = DECIDES(f), .doc = text}
 #define INT_AUTO(k, f, d, lo, hi, u, text) \
     {.key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
-     .may_auto = 1, .unit = u, .doc = text}
+     .may_auto = 1, .unit = u, .fixed = DECIDES(f), .doc = text}
 #define NUMBER(k, f, d, lo, hi, u, text) \
     {.key = k, .type = OPTION_DOUBLE, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
-     .unit = u, .doc = text}
+     .unit = u, .fixed = DECIDES(f), .doc = text}
 #define FLAG(k, f, d, text) \
-    {.key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", .doc = text}
+    {.key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", .fixed = DECIDES(f), .doc = text}
 #define CHOICE(k, f, d, names, any, text) \
     {.key = k, .type = OPTION_CHOICE, .offset = FIELD(f), .def = d, .choices = names, \
-     .may_auto = any, .unit = "", .doc = text}
+     .may_auto = any, .unit = "", .fixed = DECIDES(f), .doc = text}
 #define SECTION(k, f, text) \
     {.key = k, .type = OPTION_SECTION, .offset = FIELD(f), .def = "null", .unit = "", .doc = text}
 
@@ -108,7 +112,7 @@ static const struct option job_options[] = {
     NUMBER("sampling.top_p", sampling.top_p, "1", 0, 1, "", "probability mass to sample from"),
     INTEGER("sampling.top_k", sampling.top_k, "0", 0, INT_MAX, "tokens", "0: no limit"),
     {.key = "sampling.seed", .type = OPTION_UINT64, .offset = FIELD(sampling.seed), .def = "0",
-     .unit = "", .doc = "request i without a seed uses hash(seed, i)"},
+     .fixed = 1, .unit = "", .doc = "request i without a seed uses hash(seed, i)"},
     FLAG("sampling.logprobs", sampling.logprobs, "false", "keep the chosen tokens' logprobs"),
     FLAG("sampling.prompt_logprobs", sampling.prompt_logprobs, "false",
          "keep the prompt tokens' logprobs"),
@@ -214,6 +218,23 @@ char *job_yaml(const struct job *job)
         return NULL;
     }
     return text;
+}
+
+enum status job_parse(const char *yaml, struct job *job)
+{
+    options_defaults(&table, job, sizeof *job);
+    return options_parse(&table, "earlier job", yaml, strlen(yaml), job);
+}
+
+enum status job_compare(const char *yaml, const struct job *job, struct job_changes *out)
+{
+    struct job before;
+    TRY(job_parse(yaml, &before));
+    before.force = job->force;
+    before.resume = job->resume;
+    options_differ(&table, 1, &before, job, out->fixed, sizeof out->fixed);
+    options_differ(&table, 0, &before, job, out->free, sizeof out->free);
+    return OK;
 }
 
 void job_help(FILE *out)

@@ -121,6 +121,17 @@ void job_dump(const struct job *job, bool docs, FILE *out);
  * memory is short. */
 char *job_yaml(const struct job *job);
 
+/* Reads what job_yaml wrote. ERR_INPUT where that was another version with other keys. */
+enum status job_parse(const char *yaml, struct job *job);
+
+/* What differs between an earlier job, as job_yaml wrote it, and this one, each as "KEY was VALUE,
+ * is VALUE; ...": what decides bits (model, tokens and isa apart, which the paths and `auto` do not
+ * tell), and the rest. --force and --resume do not count. */
+struct job_changes {
+    char fixed[1024], free[1024];
+};
+enum status job_compare(const char *yaml, const struct job *job, struct job_changes *out);
+
 /* The list of keys for --help. */
 void job_help(FILE *out);
 

@@ -171,6 +171,48 @@ void options_dump(const struct option_table *t, const void *object, int docs, FI
     }
 }
 
+/* A value as the YAML has it, cut off where it gets long. */
+static void value_text(const struct option *o, const void *object, char text[OPTION_TEXT_BYTES])
+{
+    FILE *m = fmemopen(text, OPTION_TEXT_BYTES, "w");
+    text[0] = '\0';
+    if (!m) return;
+    if (o->type == OPTION_SECTION)
+        fputs(*(const bool *)((const char *)object + o->offset) ? "given" : "not given", m);
+    else
+        option_print(o, object, m);
+    fclose(m);
+    text[OPTION_TEXT_BYTES - 1] = '\0';
+}
+
+/* Whether an object has the section of a key; keys without one are always there. */
+static bool has_section(const struct option_table *t, const char *key, const void *object)
+{
+    char section[OPTION_KEY_BYTES];
+    const char *dot = strchr(key, '.');
+    snprintf(section, sizeof section, "%.*s", dot ? (int)(dot - key) : 0, key);
+    const struct option *o = dot ? option_find(t, section) : NULL;
+    return !o || o->type != OPTION_SECTION || *(const bool *)((const char *)object + o->offset);
+}
+
+void options_differ(const struct option_table *t, int fixed, const void *before, const void *now,
+                    char *text, size_t bytes)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (int i = 0; i < t->n; i++) {
+        const struct option *o = &t->options[i];
+        char was[OPTION_TEXT_BYTES], is[OPTION_TEXT_BYTES];
+        if (!o->fixed != !fixed || !has_section(t, o->key, before) || !has_section(t, o->key, now))
+            continue;
+        value_text(o, before, was);
+        value_text(o, now, is);
+        if (strcmp(was, is) == 0 || used >= bytes) continue;
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s was %s, is %s", used ? "; " : "",
+                                 o->key, was, is);
+    }
+}
+
 void options_help(const struct option_table *t, FILE *out)
 {
     for (int i = 0; i < t->n; i++) {

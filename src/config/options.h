@@ -37,6 +37,7 @@ struct option {
     double min, max;            /* numbers: legal range, both ends included */
     const char *const *choices; /* OPTION_CHOICE: names, NULL-terminated */
     int may_auto;               /* an int or a choice may be "auto" */
+    int fixed;                  /* decides results: a resumed job must have the same */
     const char *unit;           /* "" when it has none */
     const char *doc;            /* one line */
 };
@@ -63,6 +64,11 @@ enum status options_set(const struct option_table *t, const char *assignment, vo
 /* Writes *object as YAML; docs != 0 adds unit and doc as comments. Sections that are not there
  * are left out. */
 void options_dump(const struct option_table *t, const void *object, int docs, FILE *out);
+
+/* Writes "KEY was VALUE, is VALUE; ..." for all options with this `fixed` that differ between two
+ * objects, cut off where it gets too long. A section that only one of them has counts as one. */
+void options_differ(const struct option_table *t, int fixed, const void *before, const void *now,
+                    char *text, size_t bytes);
 
 /* The keys with default, range, unit and doc. */
 void options_help(const struct option_table *t, FILE *out);

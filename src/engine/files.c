@@ -3,23 +3,16 @@
  */
 #include "core/clock.h"
 #include "core/hash.h"
-#include "core/log.h"
+#include "engine/resume.h"
 #include "engine/start.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-static uint64_t fingerprint(const struct engine *e)
+/* What decides bits beside model and tokens: the keys of config/job.c that are marked so. */
+static uint64_t settings(const struct engine *e)
 {
-    struct hash128 fp = {0, 0};
-    if (checkpoint_fingerprint(e->ck, &fp) != OK) error_clear();
-    struct stat tokens = {0};
-    int64_t size = stat(e->job.tokens, &tokens) == 0 ? (int64_t)tokens.st_size : 0;
-    uint64_t h = hash64(e->job.tokens, strlen(e->job.tokens), fp.lo ^ fp.hi);
-    h = hash64(&size, sizeof size, h);
-    h = hash64(&e->isa, sizeof e->isa, h);
+    uint64_t h = hash64(&e->isa, sizeof e->isa, 0);
     h = hash64(&e->job.numerics, sizeof e->job.numerics, h);
     return hash64(&e->job.sampling, sizeof e->job.sampling, h);
 }
@@ -42,29 +35,14 @@ static enum status begin_attempt(struct engine *e)
     return journal_attempt_begin(e->journal, &a);
 }
 
-/* --resume, or a job that Slurm has requeued, goes on where the journal ends, if there is one. */
-static enum status open_journal(struct engine *e, const struct journal_job *jj, const char *dir)
-{
-    const char *restarts = getenv("SLURM_RESTART_COUNT");
-    bool resume = e->job.resume || (restarts && atoi(restarts) > 0);
-    if (!resume || access(dir, F_OK) != 0)
-        return journal_create(dir, jj, e->job.force, e->job.journal_fsync_s, &e->journal);
-    struct journal_report report;
-    TRY(journal_resume(dir, jj, e->job.journal_fsync_s, &report, &e->journal));
-    e->attempt = (int)report.attempts;
-    e->resumed_s = report.last_t;
-    log_info("resumed: attempt %d, %lld of %lld requests are finished; %lld torn bytes dropped",
-             e->attempt + 1, (long long)report.finished, (long long)report.requests,
-             (long long)report.dropped_bytes);
-    return OK;
-}
-
 static enum status open_files(struct engine *e)
 {
     const struct model_config *c = e->cfg;
     int pt = e->job.kv.page_tokens, least = e->pages[0] < e->pages[1] ? e->pages[0] : e->pages[1];
     struct request_limits limits = {c->vocab, c->max_positions, (int64_t)least * pt};
-    TRY(lock_take(e->job.results, &e->lock));
+    struct hash128 model;
+    TRY(lock_take(e->job.results, NULL, &e->lock));
+    TRY(checkpoint_fingerprint(e->ck, &model));
     TRY(token_file_open(e->job.tokens, &e->job.sampling, &limits, &e->tokens));
     e->yaml = job_yaml(&e->job);
     char *dir = journal_dir_of(e->job.results);
@@ -72,9 +50,16 @@ static enum status open_files(struct engine *e)
         free(dir);
         return error_set(ERR_RESOURCE, "no memory to open the journal");
     }
-    struct journal_job jj = {fingerprint(e), token_file_count(e->tokens), e->yaml,
-                             e->kernels.name, e->setup->version};
-    enum status st = open_journal(e, &jj, dir);
+    struct journal_job now = {
+        .model = model.lo ^ model.hi,
+        .tokens = token_file_hash(e->tokens),
+        .settings = settings(e),
+        .requests = token_file_count(e->tokens),
+        .yaml = e->yaml,
+        .isa = e->kernels.name,
+        .version = e->setup->version,
+    };
+    enum status st = resume_open(e, &now, dir);
     free(dir);
     return st;
 }

@@ -233,6 +233,7 @@ static void log_disk(const struct engine *e, const struct summary *s)
 
 static enum status write_results(struct engine *e)
 {
+    TRY(lock_check(&e->lock));
     TRY(journal_expert_load(e->journal, e->cfg->layers, e->cfg->experts,
                             router_expert_load(e->rank.router)));
     TRY(end_attempt(e, "complete"));
@@ -272,8 +273,10 @@ enum status finish_job(struct engine *e)
 enum status finish_partial(struct engine *e)
 {
     if (e->world_rank != 0 || !e->journal || !e->rank.router) return OK;
+    if (lock_lost(&e->lock)) return OK; /* another job writes these files now */
     TRY(end_attempt(e, "interrupted"));
     TRY(journal_sync(e->journal));
+    (void)router_flush_responses(e->rank.router); /* they may be what has failed */
     if (!interrupt_hurried()) TRY(finish_snapshot(e));
     log_info("%lld finished requests are kept in %s", (long long)journal_finished(e->journal),
              e->job.results);

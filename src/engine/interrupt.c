@@ -20,6 +20,9 @@ void interrupt_install(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGUSR1, &action, 0);
     sigaction(SIGTERM, &action, 0);
+    /* A peer that has left closes its connections: that is an error code of ours, not our end. mpirun
+     * sees to this for its ranks, srun does not. */
+    signal(SIGPIPE, SIG_IGN);
 }
 
 enum status interrupt_check(void)

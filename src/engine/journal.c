@@ -7,8 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "core/hash.h"
 #include "engine/journal_state.h"
 
 char *journal_dir_of(const char *results_path)
@@ -24,18 +26,27 @@ char *journal_dir_of(const char *results_path)
 
 /* ---- state ---- */
 
-enum status journal_apply_header(struct journal *j, uint64_t fingerprint, int64_t requests)
+static enum status another_job(const struct journal *j, const struct journal_job *job)
+{
+    return error_set(ERR_INPUT,
+                     "journal: %s belongs to another job (%s%s%s%lld requests, this job has "
+                     "%lld): choose another results name, or start with --force and without "
+                     "--resume to discard it",
+                     j->dir, j->model != job->model ? "another model; " : "",
+                     j->tokens != job->tokens ? "another token file; " : "",
+                     j->settings != job->settings ? "other numerics, sampling or isa; " : "",
+                     (long long)j->requests, (long long)job->requests);
+}
+
+enum status journal_apply_header(struct journal *j, const struct journal_job *job)
 {
     if (j->have_header) {
-        if (fingerprint == j->fingerprint && requests == j->requests) return OK;
-        return error_set(ERR_INPUT,
-                         "journal: %s belongs to another job (model, token file, numerics or isa "
-                         "differ: fingerprint %016llx with %lld requests, this job %016llx with "
-                         "%lld): choose another results name or pass --force to discard it",
-                         j->dir, (unsigned long long)j->fingerprint, (long long)j->requests,
-                         (unsigned long long)fingerprint, (long long)requests);
+        bool same = job->model == j->model && job->tokens == j->tokens &&
+                    job->settings == j->settings && job->requests == j->requests;
+        return same ? OK : another_job(j, job);
     }
-    if (requests < 0 || requests > INT64_MAX / (int64_t)sizeof *j->place)
+    int64_t requests = job->requests;
+    if (requests < 0 || requests > INT64_MAX / (int64_t)sizeof *j->place - 1)
         return error_set(ERR_INPUT, "journal: %s: header with %lld requests", j->dir,
                          (long long)requests);
     j->place = malloc(sizeof *j->place * (size_t)(requests + 1));
@@ -43,7 +54,9 @@ enum status journal_apply_header(struct journal *j, uint64_t fingerprint, int64_
         return error_set(ERR_RESOURCE, "journal: out of memory for %lld requests (%zu bytes each)",
                          (long long)requests, sizeof *j->place);
     for (int64_t i = 0; i < requests; i++) j->place[i] = SEGMENT_NOWHERE;
-    j->fingerprint = fingerprint;
+    j->model = job->model;
+    j->tokens = job->tokens;
+    j->settings = job->settings;
     j->requests = requests;
     j->have_header = true;
     return OK;
@@ -155,7 +168,7 @@ static void put_u32(struct payload *p, uint32_t v)
     payload_put(p, &v, sizeof v);
 }
 
-static void encode_header(struct payload *p, const struct journal_job *job)
+static void encode_header(struct payload *p, uint32_t id, const struct journal_job *job)
 {
     p->bytes = 0;
     put_u32(p, JOURNAL_FORMAT);
@@ -164,7 +177,10 @@ static void encode_header(struct payload *p, const struct journal_job *job)
     put_u32(p, sizeof(struct rank_row));
     put_u32(p, sizeof(struct attempt_row));
     put_u32(p, sizeof(struct placement_row));
-    payload_put(p, &job->fingerprint, sizeof job->fingerprint);
+    put_u32(p, id);
+    payload_put(p, &job->model, sizeof job->model);
+    payload_put(p, &job->tokens, sizeof job->tokens);
+    payload_put(p, &job->settings, sizeof job->settings);
     payload_put(p, &job->requests, sizeof job->requests);
     payload_put_text(p, job->yaml);
     payload_put_text(p, job->isa);
@@ -200,6 +216,30 @@ static struct journal *journal_new(const char *dir, double sync_s)
     return j;
 }
 
+/* A number that no other journal has, but for bad luck in four thousand million. */
+static uint32_t new_id(void)
+{
+    struct {
+        struct timespec now;
+        int64_t pid;
+    } seed = {.pid = getpid()};
+    clock_gettime(CLOCK_REALTIME, &seed.now);
+    uint32_t id = (uint32_t)hash64(&seed, sizeof seed, 0);
+    return id ? id : 1;
+}
+
+/* Makes an opened journal one that is written, from segment `first` on. */
+static enum status begin_writing(struct journal *j, const struct journal_job *job, int first)
+{
+    if (!j->id) j->id = new_id();
+    TRY(journal_apply_header(j, job));
+    TRY(segment_writer_init(&j->writer, j->dir, first));
+    j->writer.id = j->reader.id = j->id;
+    encode_header(&j->header, j->id, job);
+    j->writing = true;
+    return OK;
+}
+
 /* Creates dir, or empties the journal that lies there. */
 static enum status fresh_dir(const char *dir, bool force)
 {
@@ -230,16 +270,11 @@ enum status journal_create(const char *dir, const struct journal_job *job, bool 
     TRY(fresh_dir(dir, force));
     struct journal *j = journal_new(dir, sync_s);
     if (!j) return ERR_RESOURCE;
-    enum status st = journal_apply_header(j, job->fingerprint, job->requests);
-    if (st == OK) st = segment_writer_init(&j->writer, j->dir, 0);
-    if (st != OK) {
-        journal_free(j);
-        return st;
-    }
-    encode_header(&j->header, job);
-    j->writing = true;
-    *out = j;
-    return OK;
+    enum status st = begin_writing(j, job, 0);
+    if (st != OK) journal_free(j);
+    else
+        *out = j;
+    return st;
 }
 
 enum status journal_open(const char *dir, struct journal_report *report, struct journal **out)
@@ -257,20 +292,19 @@ enum status journal_open(const char *dir, struct journal_report *report, struct 
 enum status journal_resume(const char *dir, const struct journal_job *job, double sync_s,
                            struct journal_report *report, struct journal **out)
 {
+    bool found;
+    struct journal_identity identity;
+    TRY(journal_identify(dir, &found, &identity));
+    if (found) journal_identity_free(&identity);
     struct journal *j = journal_new(dir, sync_s);
     if (!j) return ERR_RESOURCE;
     int next = 0;
-    enum status st = journal_scan(j, report, &next);
-    if (st == OK) st = journal_apply_header(j, job->fingerprint, job->requests);
-    if (st == OK) st = segment_writer_init(&j->writer, j->dir, next);
-    if (st != OK) {
-        journal_free(j);
-        return st;
-    }
-    encode_header(&j->header, job);
-    j->writing = true;
-    *out = j;
-    return OK;
+    enum status st = found ? journal_scan(j, report, &next) : journal_scan_torn(j, report, &next);
+    if (st == OK) st = begin_writing(j, job, next);
+    if (st != OK) journal_free(j);
+    else
+        *out = j;
+    return st;
 }
 
 bool journal_has(const struct journal *j, int64_t index)
@@ -290,8 +324,8 @@ static enum status append(struct journal *j, enum record_type type, segment_plac
 {
     if (!j->writing) return error_set(ERR_BUG, "journal: %s is open for reading only", j->dir);
     if (segment_writer_fresh(&j->writer))
-        TRY(segment_append(&j->writer, RECORD_HEADER, &j->header, NULL));
-    return segment_append(&j->writer, (uint32_t)type, &j->payload, place);
+        TRY(segment_append(&j->writer, RECORD_HEADER, true, &j->header, NULL));
+    return segment_append(&j->writer, (uint32_t)type, false, &j->payload, place);
 }
 
 static enum status append_rows(struct journal *j, enum record_type type, int kind, int n,
@@ -309,8 +343,9 @@ enum status journal_attempt_begin(struct journal *j, const struct attempt_row *a
     j->payload.bytes = 0;
     payload_put(&j->payload, attempt, sizeof *attempt);
     TRY(append(j, RECORD_ATTEMPT_BEGIN, NULL));
-    j->last_sync = attempt->t_start;
-    return journal_apply_attempt(j, attempt);
+    j->last_sync = j->last_mark = attempt->t_start;
+    TRY(journal_apply_attempt(j, attempt));
+    return segment_sync(&j->writer);
 }
 
 enum status journal_attempt_end(struct journal *j, const struct attempt_row *attempt)
@@ -427,16 +462,25 @@ enum status journal_placement(struct journal *j, const struct placement_row *row
     return append_rows(j, RECORD_PLACEMENT, 0, (int)n, rows, n * sizeof *rows, NULL);
 }
 
+enum status journal_flush(struct journal *j)
+{
+    return j->sync_s > 0 ? segment_flush(&j->writer) : segment_sync(&j->writer);
+}
+
 enum status journal_tick(struct journal *j, double t, int64_t prefill_tokens,
                          int64_t decode_tokens)
 {
-    if (t - j->last_sync < j->sync_s) return OK;
+    const double mark_s = j->sync_s < 1 ? j->sync_s : 1;
+    if (t - j->last_mark >= mark_s) {
+        struct mark mark = {t, prefill_tokens, decode_tokens};
+        j->last_mark = t;
+        j->payload.bytes = 0;
+        payload_put(&j->payload, &mark, sizeof mark);
+        TRY(append(j, RECORD_MARK, NULL));
+        journal_apply_mark(j, &mark);
+    }
+    if (t - j->last_sync < j->sync_s) return journal_flush(j);
     j->last_sync = t;
-    struct mark mark = {t, prefill_tokens, decode_tokens};
-    j->payload.bytes = 0;
-    payload_put(&j->payload, &mark, sizeof mark);
-    TRY(append(j, RECORD_MARK, NULL));
-    journal_apply_mark(j, &mark);
     return journal_sync(j);
 }
 

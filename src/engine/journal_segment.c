@@ -12,7 +12,8 @@
 
 #include "core/hash.h"
 
-enum { MAGIC = 0x314a424d /* "MBJ1" */, BUFFER_BYTES = 1 << 20, FIRST_READ = 4096 };
+enum { MAGIC = 0x324a424d /* "MBJ2" */, BUFFER_BYTES = 1 << 20 };
+enum { SEQUENTIAL = 1 << 20, RANDOM = 1 << 14 }; /* bytes of one read */
 
 struct record_head {
     uint32_t magic, type, bytes, crc;
@@ -89,10 +90,10 @@ static enum status io_error(const char *dir, int number, const char *what)
                      strerror(err));
 }
 
-static uint32_t record_crc(uint32_t type, uint32_t bytes, const void *payload)
+static uint32_t record_crc(uint32_t id, uint32_t type, uint32_t bytes, const void *payload)
 {
     uint32_t head[2] = {type, bytes};
-    return crc32c(crc32c(0, head, sizeof head), payload, bytes);
+    return crc32c(crc32c(id, head, sizeof head), payload, bytes);
 }
 
 /* ---- writing ---- */
@@ -176,8 +177,8 @@ static enum status open_segment(struct segment_writer *w)
     return OK;
 }
 
-enum status segment_append(struct segment_writer *w, uint32_t type, const struct payload *p,
-                           segment_place *place)
+enum status segment_append(struct segment_writer *w, uint32_t type, bool anyone,
+                           const struct payload *p, segment_place *place)
 {
     if (p->failed) return error_set(ERR_RESOURCE, "journal: out of memory for a record");
     if (p->bytes > RECORD_MAX)
@@ -186,7 +187,7 @@ enum status segment_append(struct segment_writer *w, uint32_t type, const struct
         return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
     if (segment_writer_fresh(w)) TRY(open_segment(w));
     struct record_head head = {MAGIC, type, (uint32_t)p->bytes,
-                               record_crc(type, (uint32_t)p->bytes, p->data)};
+                               record_crc(anyone ? 0 : w->id, type, (uint32_t)p->bytes, p->data)};
     if (place) *place = (uint64_t)w->number << 40 | (uint64_t)w->offset;
     if (w->used + sizeof head + p->bytes > BUFFER_BYTES) TRY(segment_flush(w));
     memcpy(w->buffer + w->used, &head, sizeof head);
@@ -220,7 +221,7 @@ void segment_reader_init(struct segment_reader *r, const char *dir)
 void segment_reader_close(struct segment_reader *r)
 {
     if (r->fd >= 0) close(r->fd);
-    free(r->buffer.data);
+    free(r->window.data);
     *r = (struct segment_reader){.fd = -1, .number = -1};
 }
 
@@ -231,28 +232,13 @@ enum status segment_open(struct segment_reader *r, int number, bool *exists)
     segment_path(path, sizeof path, r->dir, number);
     r->fd = open(path, O_RDONLY | O_CLOEXEC);
     r->number = number;
-    r->offset = 0;
+    r->offset = r->bad = r->window_at = 0;
+    r->window.bytes = 0;
     *exists = r->fd >= 0;
     if (r->fd < 0) return errno == ENOENT ? OK : io_error(r->dir, number, "cannot open");
     struct stat info;
     if (fstat(r->fd, &info) != 0) return io_error(r->dir, number, "cannot stat");
     r->size = info.st_size;
-    return OK;
-}
-
-/* Reads up to `bytes` at `offset`; *got may be less at the end of the file. */
-static enum status read_at(struct segment_reader *r, void *to, size_t bytes, int64_t offset,
-                           size_t *got)
-{
-    size_t have = 0;
-    while (have < bytes) {
-        ssize_t n = pread(r->fd, (char *)to + have, bytes - have, offset + (int64_t)have);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return io_error(r->dir, r->number, "cannot read");
-        if (n == 0) break;
-        have += (size_t)n;
-    }
-    *got = have;
     return OK;
 }
 
@@ -266,6 +252,37 @@ static enum status reserve(struct payload *p, size_t bytes)
     return OK;
 }
 
+/* Reads the file from `offset` on into the window. */
+static enum status fill(struct segment_reader *r, int64_t offset, size_t bytes)
+{
+    TRY(reserve(&r->window, bytes));
+    r->window_at = offset;
+    r->window.bytes = 0;
+    while (r->window.bytes < bytes) {
+        ssize_t n = pread(r->fd, r->window.data + r->window.bytes, bytes - r->window.bytes,
+                          offset + (int64_t)r->window.bytes);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return io_error(r->dir, r->number, "cannot read");
+        if (n == 0) break;
+        r->window.bytes += (size_t)n;
+    }
+    return OK;
+}
+
+/* *at = `bytes` bytes at `offset`, in the window; NULL when the file ends before. A read takes at
+ * least `ahead` bytes. */
+static enum status look(struct segment_reader *r, int64_t offset, size_t bytes, size_t ahead,
+                        const char **at)
+{
+    int64_t in = offset - r->window_at;
+    if (in < 0 || in + (int64_t)bytes > (int64_t)r->window.bytes) {
+        TRY(fill(r, offset, bytes > ahead ? bytes : ahead));
+        in = 0;
+    }
+    *at = in + (int64_t)bytes <= (int64_t)r->window.bytes ? r->window.data + in : NULL;
+    return OK;
+}
+
 /* Whether the head at `offset` can be one; nothing is said about its checksum yet. */
 static bool head_plausible(const struct record_head *h, int64_t offset, int64_t size)
 {
@@ -274,16 +291,15 @@ static bool head_plausible(const struct record_head *h, int64_t offset, int64_t 
 }
 
 /* Reads the record at r->offset; *good = false when it is torn or damaged. */
-static enum status read_record(struct segment_reader *r, bool (*want)(uint32_t type),
+static enum status read_record(struct segment_reader *r, bool (*want)(uint32_t type), size_t ahead,
                                struct record *out, bool *good)
 {
     struct record_head head;
-    size_t first = want ? sizeof head : FIRST_READ, got = 0;
+    const char *at;
     *good = false;
-    TRY(reserve(&r->buffer, FIRST_READ));
-    TRY(read_at(r, r->buffer.data, first, r->offset, &got));
-    if (got < sizeof head) return OK;
-    memcpy(&head, r->buffer.data, sizeof head);
+    TRY(look(r, r->offset, sizeof head, ahead, &at));
+    if (!at) return OK;
+    memcpy(&head, at, sizeof head);
     if (!head_plausible(&head, r->offset, r->size)) return OK;
     *out = (struct record){head.type, head.bytes, NULL,
                            (uint64_t)r->number << 40 | (uint64_t)r->offset};
@@ -291,22 +307,44 @@ static enum status read_record(struct segment_reader *r, bool (*want)(uint32_t t
         *good = true;
         return OK;
     }
-    size_t whole = sizeof head + head.bytes;
-    TRY(reserve(&r->buffer, whole));
-    if (got < whole) {
-        size_t rest = 0;
-        TRY(read_at(r, r->buffer.data + got, whole - got, r->offset + (int64_t)got, &rest));
-        got += rest;
+    TRY(look(r, r->offset, sizeof head + head.bytes, ahead, &at));
+    if (!at) return OK;
+    out->payload = at + sizeof head;
+    *good = record_crc(r->id, head.type, head.bytes, out->payload) == head.crc ||
+            (r->id && record_crc(0, head.type, head.bytes, out->payload) == head.crc);
+    return OK;
+}
+
+/* Moves r->offset to the next place behind it where a record may begin, or to the end. */
+static enum status seek_magic(struct segment_reader *r)
+{
+    const uint32_t magic = MAGIC;
+    for (int64_t from = r->offset + 1; from < r->size;) {
+        size_t left = (size_t)(r->size - from), n = left < SEQUENTIAL ? left : SEQUENTIAL;
+        const char *at, *found = NULL;
+        TRY(look(r, from, n, n, &at));
+        if (!at) break;
+        found = memmem(at, n, &magic, sizeof magic);
+        if (found) {
+            r->offset = from + (found - at);
+            return OK;
+        }
+        from += n == left ? (int64_t)n : (int64_t)(n - sizeof magic + 1);
     }
-    out->payload = r->buffer.data + sizeof head;
-    *good = got >= whole && record_crc(head.type, head.bytes, out->payload) == head.crc;
+    r->offset = r->size;
     return OK;
 }
 
 enum status segment_next(struct segment_reader *r, bool (*want)(uint32_t type), struct record *out,
                          bool *more)
 {
-    TRY(read_record(r, want, out, more));
+    int64_t begin = r->offset;
+    for (;;) {
+        TRY(read_record(r, want, SEQUENTIAL, out, more));
+        if (*more || r->offset >= r->size) break;
+        TRY(seek_magic(r));
+    }
+    r->bad += r->offset - begin;
     if (*more) r->offset += (int64_t)(sizeof(struct record_head) + out->bytes);
     return OK;
 }
@@ -325,7 +363,7 @@ enum status segment_read(struct segment_reader *r, segment_place place, struct r
     struct stat info;
     r->offset = (int64_t)(place & ((UINT64_C(1) << 40) - 1));
     if (r->offset >= r->size && fstat(r->fd, &info) == 0) r->size = info.st_size;
-    TRY(read_record(r, NULL, out, &good));
+    TRY(read_record(r, NULL, RANDOM, out, &good));
     if (!good)
         return error_set(ERR_INPUT, "journal: %s/%06d.seg: the record at byte %lld is damaged",
                          r->dir, number, (long long)r->offset);

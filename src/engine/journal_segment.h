@@ -2,8 +2,9 @@
  * the records say. Private to the journal.
  *
  * A record is {magic, type, bytes, crc} and then its payload, in the byte order of the host;
- * the CRC-32C covers type, bytes and payload. Writes go through a buffer; a reader first flushes
- * the writer.
+ * the CRC-32C starts from the journal's own number (0 for the record that says this number) and
+ * covers type, bytes and payload: what a disk kept of another journal is never taken for one of
+ * ours. Writes go through a buffer; a reader first flushes the writer.
  */
 #ifndef ENGINE_JOURNAL_SEGMENT_H
 #define ENGINE_JOURNAL_SEGMENT_H
@@ -50,6 +51,7 @@ struct segment_writer {
     int64_t offset;  /* of the next record, buffer included */
     char *buffer;
     size_t used;
+    uint32_t id;     /* the journal's number */
     bool dirty;      /* written but not synced */
     bool failed;     /* a write failed: refuse everything */
 };
@@ -57,8 +59,9 @@ struct segment_writer {
 enum status segment_writer_init(struct segment_writer *w, const char *dir, int first_number);
 /* Appends one record, *place = where (may be NULL). Starts a new segment when none is open or this
  * one is full. */
-enum status segment_append(struct segment_writer *w, uint32_t type, const struct payload *p,
-                           segment_place *place);
+/* `anyone`: readable without the journal's number. */
+enum status segment_append(struct segment_writer *w, uint32_t type, bool anyone,
+                           const struct payload *p, segment_place *place);
 /* Whether the next append would start a new segment. */
 bool segment_writer_fresh(const struct segment_writer *w);
 enum status segment_flush(struct segment_writer *w);
@@ -72,21 +75,25 @@ struct record {
     segment_place place;
 };
 
-/* Sequential and random reader over the segments of one directory. */
+/* Sequential and random reader over the segments of one directory. It holds a window of the open
+ * segment, long for sequential and short for random reading. */
 struct segment_reader {
     const char *dir; /* borrowed */
     int fd, number;
     int64_t offset, size;
-    struct payload buffer;
+    int64_t bad;            /* bytes of the open segment that held no good record, so far */
+    uint32_t id;            /* the journal's number, as soon as it is known */
+    struct payload window;  /* bytes from window_at on */
+    int64_t window_at;
 };
 
 void segment_reader_init(struct segment_reader *r, const char *dir);
 void segment_reader_close(struct segment_reader *r);
 /* Opens segment `number`; OK and *exists = false when there is none. */
 enum status segment_open(struct segment_reader *r, int number, bool *exists);
-/* The next record of the open segment; *more = false at its end or at the first bad record (then
- * r->offset < r->size, and the difference is what is lost). want: NULL reads all payloads, else
- * payloads of types for which it returns false are skipped, unchecked, payload = NULL. */
+/* The next good record of the open segment; *more = false at its end. Bytes that are no good record
+ * are passed over up to the next one, and counted in r->bad. want: NULL checks all payloads, else
+ * those of types for which it returns false are skipped, unchecked, payload = NULL. */
 enum status segment_next(struct segment_reader *r, bool (*want)(uint32_t type), struct record *out,
                          bool *more);
 /* The record at a place; ERR_INPUT when it is damaged. */

@@ -60,11 +60,13 @@ struct journal {
     struct segment_reader reader;
     struct payload payload;  /* of the record being written */
     struct payload header;   /* RECORD_HEADER of the job, written into each segment */
-    uint64_t fingerprint;
+    uint32_t id;             /* the journal's own number */
+    uint64_t model, tokens, settings;
     int64_t requests;
     bool have_header;
     segment_place *place;    /* [requests] */
     int64_t finished, duplicates;
+    int64_t damaged;         /* bytes that a read found to be no record */
     int32_t id_bytes, error_bytes; /* longest so far */
     bool logprobs, prompt_logprobs;
     struct attempt_state *attempts;
@@ -73,11 +75,11 @@ struct journal {
     int64_t *load_before, *load_now; /* [layers * experts]: earlier attempts, this one */
     struct step_row steps[2][JOURNAL_STEP_BATCH]; /* not yet written */
     int n_steps[2];
-    double sync_s, last_sync, last_t;
+    double sync_s, last_sync, last_mark, last_t;
 };
 
 /* The effect of a record on the state, from memory (append) or from the file (scan). */
-enum status journal_apply_header(struct journal *j, uint64_t fingerprint, int64_t requests);
+enum status journal_apply_header(struct journal *j, const struct journal_job *job);
 enum status journal_apply_attempt(struct journal *j, const struct attempt_row *row);
 void journal_apply_end(struct journal *j, const struct attempt_row *row);
 void journal_apply_mark(struct journal *j, const struct mark *mark);
@@ -86,10 +88,15 @@ enum status journal_apply_load(struct journal *j, int layers, int experts, const
 /* The running attempt; NULL before the first. */
 struct attempt_state *journal_attempt(struct journal *j);
 
+/* Decodes a HEADER payload; its strings go into it. ERR_INPUT: another version wrote it. */
+enum status journal_decode_header(const char *dir, const struct record *record, uint32_t *id,
+                                  struct journal_job *job);
 /* Decodes a REQUEST payload; the row's pointers go into it. false: it does not add up. */
 bool journal_decode_request(const struct record *record, struct request_row *row);
 /* Reads every segment into the state. */
 enum status journal_scan(struct journal *j, struct journal_report *report, int *next_segment);
+/* The same for a journal that nothing has been written to but a torn start. */
+enum status journal_scan_torn(struct journal *j, struct journal_report *report, int *next_segment);
 /* Writes buffered steps out to the segment. */
 enum status journal_write_out(struct journal *j);
 

@@ -43,19 +43,18 @@ static enum status init_balancers(struct router *r)
     return router_order_init(r);
 }
 
-/* What earlier attempts finished counts as done; its responses are written again, so that the file
- * is whole whatever was lost of it. */
+static enum status account_for(void *router, const struct request_row *row)
+{
+    watch_move();
+    return router_account_for(router, row);
+}
+
+/* What earlier attempts finished counts as done; its responses are written again, in the order in
+ * which they finished, so that the file is whole whatever was lost of it. */
 static enum status take_over(struct router *r)
 {
     if (journal_finished(r->s.journal) == 0) return OK;
-    for (int64_t i = 0; i < r->count; i++) {
-        if (!journal_has(r->s.journal, i)) continue;
-        struct request_row row;
-        TRY(journal_read_request(r->s.journal, i, &row));
-        watch_move();
-        TRY(router_account_for(r, &row));
-    }
-    return OK;
+    return journal_each_request(r->s.journal, account_for, r);
 }
 
 enum status router_create(const struct router_setup *setup, struct router **out)
@@ -80,6 +79,8 @@ enum status router_create(const struct router_setup *setup, struct router **out)
         r->responses = fopen(path, "w");
         if (!r->responses)
             return error_set(ERR_INPUT, "responses: cannot write %s: choose a writable path", path);
+        /* They leave when flushed, behind the journal's records, not whenever stdio is full. */
+        setvbuf(r->responses, NULL, _IOFBF, 1 << 20);
     }
     progress_init(&r->progress, r->count, setup->job->progress_s);
     TRY(take_over(r));
@@ -245,11 +246,12 @@ enum status router_serve(struct router *r)
             TRY(stop_units(r));
         }
     }
+    TRY(journal_flush(r->s.journal)); /* what has finished outlives this process */
     double now = clock_now_s() - r->s.t0;
     if (now < r->next_tick) return OK;
     r->next_tick = now + 0.2;
     progress_show(&r->progress, now, r->in_flight);
-    lock_beat(r->s.lock, now);
+    TRY(lock_check(r->s.lock));
     TRY(journal_tick(r->s.journal, now, r->prefill_tokens, r->decode_tokens));
     TRY(router_flush_responses(r));
     if (r->s.snapshot && now >= r->next_snapshot && !r->stopped) {

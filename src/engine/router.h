@@ -49,6 +49,9 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
 /* Sends out what fits, keeps journal and progress going. Cheap when nothing has changed. */
 enum status router_serve(struct router *r);
 
+/* Hands the responses so far to the system, whole lines. ERR_RESOURCE when they cannot be written
+ * (disk full). */
+enum status router_flush_responses(struct router *r);
 /* Writes the rest of the trace file; after all figures have arrived. */
 enum status router_close_trace(struct router *r);
 /* Ranks whose closing figures have arrived. */

@@ -75,8 +75,6 @@ void router_find_room(struct router *r, uint32_t pages, uint32_t prompt);
 
 /* A request has ended, now or in an earlier attempt: counts, progress, response line. */
 enum status router_account_for(struct router *r, const struct request_row *row);
-/* ERR_RESOURCE when the responses cannot be written (disk full). */
-enum status router_flush_responses(struct router *r);
 /* Records the pending request, which cannot run, as failed. */
 enum status router_record_bad(struct router *r);
 

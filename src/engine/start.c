@@ -7,6 +7,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "engine/binding.h"
+#include "engine/resume.h"
 #include "engine/watch.h"
 #include "model/kernels_compose.h"
 #include "moe/moe.h"
@@ -98,7 +99,7 @@ static enum status check_journal(const struct job *job, bool replace)
 /* A mistyped path shows now, not after the weights have been read. */
 static enum status check_paths(const struct job *job)
 {
-    bool replace = job->force || job->resume || getenv("SLURM_RESTART_COUNT");
+    bool replace = job->force || resume_wanted(job);
     TRY(results_check_path(job->results, replace));
     TRY(check_journal(job, replace));
     TRY(check_folder("responses", job->responses));
@@ -113,6 +114,7 @@ static enum status read_inputs(struct engine *e)
     TRY(check_paths(&e->job));
     (void)installed_find(e->job.prices, sizeof e->job.prices);
     TRY(prices_read(e->job.prices, &e->prices));
+    TRY(resume_peek(e));
     if (!e->job.experts.load[0]) return OK;
     return results_read_expert_load(e->job.experts.load, e->cfg->layers, e->cfg->experts,
                                     e->expert_load);
@@ -132,6 +134,7 @@ enum status start_job(struct engine *e)
     }
     if (st == OK) st = read_inputs(e);
     TRY(agree(MPI_COMM_WORLD, st));
+    MPI_Bcast(&e->job.isa, 1, MPI_INT, 0, MPI_COMM_WORLD); /* a journal may ask for one */
     if (e->expert_load)
         MPI_Bcast(e->expert_load, (int)cells, MPI_DOUBLE, 0, MPI_COMM_WORLD);
     return OK;

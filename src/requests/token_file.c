@@ -58,6 +58,11 @@ enum status token_file_get(struct token_file *tf, int64_t i, struct request *out
     return tf->source->ops->get(tf->source, &tf->context, i, out);
 }
 
+uint64_t token_file_hash(const struct token_file *tf)
+{
+    return tf->source->hash;
+}
+
 size_t token_file_bytes(const struct token_file *tf)
 {
     return tf->source->bytes;

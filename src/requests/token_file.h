@@ -35,6 +35,9 @@ int64_t token_file_count(const struct token_file *tf);
  * Fails only when the file can no longer be read or memory is short. */
 enum status token_file_get(struct token_file *tf, int64_t i, struct request *out);
 
+/* A hash of the file's bytes and their number, as they were when it was opened. */
+uint64_t token_file_hash(const struct token_file *tf);
+
 /* Bytes held for the index, now and at most while the file was opened. */
 size_t token_file_bytes(const struct token_file *tf);
 size_t token_file_peak_bytes(const struct token_file *tf);

@@ -2,12 +2,14 @@
  * blocks, so that requests taken in order cost one small read a thousand. A second block serves
  * those behind the furthest one: the program reads ahead and then takes what it has seen in another
  * order. */
+#include "core/hash.h"
 #include "requests/request_check.h"
 #include "requests/token_source.h"
 
 #include <hdf5.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -281,6 +283,27 @@ static enum status find_duplicates(struct source *s, const char *path)
     return st;
 }
 
+/* Of the whole file: what a request is also depends on where its tokens lie. */
+static enum status hash_file(const char *path, uint64_t *out)
+{
+    enum { BYTES = 1 << 20 };
+    FILE *f = fopen(path, "rb");
+    char *buf = malloc(BYTES);
+    uint32_t crc = 0;
+    uint64_t total = 0;
+    size_t n;
+    enum status st = f && buf ? OK : bad_file(path, "cannot be read");
+    while (st == OK && (n = fread(buf, 1, BYTES, f)) > 0) {
+        crc = crc32c(crc, buf, n);
+        total += n;
+    }
+    if (st == OK && ferror(f)) st = bad_file(path, "cannot be read");
+    if (f) fclose(f);
+    free(buf);
+    *out = (uint64_t)crc << 32 ^ total;
+    return st;
+}
+
 static enum status open_source(const char *path, struct parse_context *c, struct token_source **out)
 {
     (void)c;
@@ -298,6 +321,7 @@ static enum status open_source(const char *path, struct parse_context *c, struct
     if (st == OK) st = open_required(s, path);
     if (st == OK) st = open_columns(s, path);
     if (st == OK) st = find_duplicates(s, path);
+    if (st == OK) st = hash_file(path, &s->base.hash);
     H5Eset_auto2(H5E_DEFAULT, print, print_arg);
     if (st != OK) {
         close_source(&s->base);

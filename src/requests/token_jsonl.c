@@ -3,6 +3,8 @@
  * The index pass reads the file once from front to end through one buffer that is as long as the
  * longest line; it looks at nothing but line ends and custom_ids. */
 #include "requests/token_source.h"
+
+#include "core/hash.h"
 #include "requests/request_check.h"
 
 #include <errno.h>
@@ -78,6 +80,8 @@ struct pass {
     size_t id_bytes;
     enum status st; /* of reading inside a comparison */
     bool seen;
+    uint64_t file_bytes; /* of the file so far, and their checksum */
+    uint32_t file_crc;
 };
 
 static void keep_earlier(void *arg, const char *text, size_t n)
@@ -190,6 +194,8 @@ static enum status read_on(struct pass *p, struct window *w)
     if (got < 0)
         return error_set(ERR_INPUT, "cannot read token file %s: %s", p->path, strerror(errno));
     w->at_end = got == 0;
+    p->file_crc = crc32c(p->file_crc, w->buf + w->end, (size_t)got);
+    p->file_bytes += (uint64_t)got;
     w->end += (size_t)got;
     return OK;
 }
@@ -277,6 +283,7 @@ static enum status open_source(const char *path, struct parse_context *c, struct
     struct line *fit = realloc(s->lines, (n ? n : 1) * sizeof *fit);
     if (fit) s->lines = fit;
     s->base.bytes = n * sizeof *fit;
+    s->base.hash = (uint64_t)p.file_crc << 32 ^ p.file_bytes;
     *out = &s->base;
     return OK;
 }

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ DEMO = ROOT / "inputs" / "models" / "kjv-demo"
 BINARY = pathlib.Path(os.environ.get("BUILD", "build"))
 BINARY = (BINARY if BINARY.is_absolute() else ROOT / BINARY) / "moebatch"
 MPIRUN = ROOT / "scripts" / "mpirun.sh"
+sys.path.append(str(ROOT / "scripts"))
 
 # Columns of /requests that depend on the model and the token file alone.
 FIXED_COLUMNS = ["custom_id", "status", "error", "finish_reason", "prompt_tokens",

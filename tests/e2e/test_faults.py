@@ -11,7 +11,6 @@ import pathlib
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import time
 import uuid
@@ -20,6 +19,7 @@ import h5py
 import pytest
 
 from conftest import BINARY, GOLDEN, MPIRUN, ROOT, line, prompts_of, write_tokens
+from lib_journal import HEADER, finished_in, read_journal
 
 GONE_S = 5     # all ranks have left so soon after an error
 KILLED_S = 10  # mpirun has noticed a killed rank, ended the others and itself
@@ -62,7 +62,9 @@ class Background:
         """{rank: pid}; also notes the job's names in /dev/shm."""
         found = {}
         for pid, variables in processes_with(self.mark).items():
-            comm = pathlib.Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip()
+            comm = ""
+            with contextlib.suppress(OSError):  # it may just end
+                comm = pathlib.Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip()
             if comm == "moebatch" and b"OMPI_COMM_WORLD_RANK" in variables:
                 found[int(variables[b"OMPI_COMM_WORLD_RANK"])] = pid
                 self.spaces.add(f"{int(variables[b'PMIX_NAMESPACE']):x}")
@@ -104,49 +106,6 @@ class Background:
         assert not names
 
 
-def crc32c_table():
-    table = []
-    for i in range(256):
-        for _ in range(8):
-            i = i >> 1 ^ (0x82F63B78 if i & 1 else 0)
-        table.append(i)
-    return table
-
-
-TABLE = crc32c_table()
-
-
-def crc32c(data):
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
-
-
-HEADER, REQUEST = 1, 5  # record types
-
-
-def read_journal(folder):
-    """[(type, payload)] of all segments, and the bytes behind the last good record."""
-    records, torn = [], 0
-    for path in sorted(folder.glob("*.seg")):
-        data, at = path.read_bytes(), 0
-        while at + 16 <= len(data):
-            magic, kind, size, crc = struct.unpack_from("<4sIII", data, at)
-            payload = data[at + 16:at + 16 + size]
-            if magic != b"MBJ1" or len(payload) < size:
-                break
-            assert crc32c(data[at + 4:at + 12] + payload) == crc, f"{path} at byte {at}"
-            records.append((kind, payload))
-            at += 16 + size
-        torn += len(data) - at
-    return records, torn
-
-
-def finished_in(records):
-    return {struct.unpack_from("<q", payload)[0] for kind, payload in records if kind == REQUEST}
-
-
 # ---- a rank is killed ----
 
 def long_job(jobs, longest=450, **keys):
@@ -184,7 +143,7 @@ def test_killed_rank(jobs, victim, keys, partial):
         assert text in run.err, run.err
     run.check_nothing_is_left()
     records, torn = read_journal(run.journal)
-    assert records[0][0] == HEADER and finished_in(records)
+    assert records[0].kind == HEADER and finished_in(records)
     print(f"# journal: {len(records)} records, {len(finished_in(records))} requests, "
           f"{torn} bytes torn off")
     if partial:

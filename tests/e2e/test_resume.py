@@ -10,7 +10,8 @@ import signal
 import pytest
 
 from conftest import line, prompts_of
-from test_faults import Background, finished_in, read_journal
+from lib_journal import finished_in, read_journal
+from test_faults import Background
 
 
 COUNT = 1500

@@ -309,6 +309,42 @@ static void test_prices(void **state)
     free(path);
 }
 
+/* What a resumed job may change and what not, named with both values. */
+static void test_compare(void **state)
+{
+    (void)state;
+    const char *before[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "mixed.ep=4",
+                            "sampling.temperature=0.5", "decode=null"};
+    const char *now[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "mixed.ep=4", "mixed.units=2",
+                         "mixed.max_batch=7", "sampling.temperature=0.25", "sampling.seed=9",
+                         "numerics=fp32", "responses=a.jsonl", "resume=true"};
+    static struct job a, b;
+    static struct job_changes changes;
+    assert_int_equal(job_read(NULL, 6, before, &a), OK);
+    char *yaml = job_yaml(&a);
+    assert_int_equal(job_compare(yaml, &a, &changes), OK);
+    assert_string_equal(changes.fixed, "");
+    assert_string_equal(changes.free, "");
+    assert_int_equal(job_read(NULL, 11, now, &b), OK);
+    assert_int_equal(job_compare(yaml, &b, &changes), OK);
+    assert_string_equal(changes.fixed,
+                        "numerics was checkpoint, is fp32; sampling.temperature was 0.5, is 0.25; "
+                        "sampling.seed was 0, is 9");
+    assert_string_equal(changes.free, "responses was null, is a.jsonl; mixed.units was 1, is 2; "
+                                      "mixed.max_batch was 128, is 7");
+    /* Units of another kind: the sections count, not their keys. */
+    const char *split[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "prefill.ep=2",
+                           "decode.ep=2", "sampling.temperature=0.5"};
+    assert_int_equal(job_read(NULL, 6, split, &b), OK);
+    assert_int_equal(job_compare(yaml, &b, &changes), OK);
+    assert_string_equal(changes.free,
+                        "prefill was not given, is given; decode was not given, is given; mixed "
+                        "was given, is not given");
+    assert_int_equal(job_compare("no_such_key: 1\n", &b, &changes), ERR_INPUT);
+    error_clear();
+    free(yaml);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -316,7 +352,7 @@ int main(void)
         cmocka_unit_test(test_errors),   cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_set),      cmocka_unit_test(test_dump_round_trip),
         cmocka_unit_test(test_distance), cmocka_unit_test(test_args),
-        cmocka_unit_test(test_prices),
+        cmocka_unit_test(test_prices),  cmocka_unit_test(test_compare),
     };
     return cmocka_run_group_tests(tests, 0, 0);
 }

@@ -24,7 +24,9 @@
 #include "engine/journal_segment.c"
 
 enum { REQUESTS = 12 };
-static const struct journal_job job = {0x1234, REQUESTS, "model: x\n", "portable", "test"};
+static const struct journal_job job = {.model = 0x1234, .tokens = 5, .settings = 6,
+                                       .requests = REQUESTS, .yaml = "model: x\n",
+                                       .isa = "portable", .version = "test"};
 static const struct account_prices prices = {2.0, 0.14, 0.55, 2.19};
 static char folder[64];
 
@@ -184,7 +186,6 @@ static void test_round_trip(void **state)
     struct journal_report report;
     assert_int_equal(journal_open(in_folder("a.journal"), &report, &j), OK);
     assert_int_equal(report.finished, REQUESTS - 1);
-    assert_int_equal(report.fingerprint, 0x1234);
     assert_int_equal(report.requests, REQUESTS);
     assert_int_equal(report.attempts, 1);
     assert_int_equal(report.dropped_bytes, 0);
@@ -203,7 +204,30 @@ static long file_size(const char *path)
     return info.st_size;
 }
 
-/* A journal cut at any byte reads back a prefix of its records, and says what it dropped. */
+static void flip(const char *path, long at, int bit)
+{
+    FILE *f = fopen(path, "r+b");
+    fseek(f, at, SEEK_SET);
+    int byte = fgetc(f);
+    fseek(f, at, SEEK_SET);
+    fputc(byte ^ (1 << bit), f);
+    fclose(f);
+}
+
+/* Bytes of the start: a header and an attempt. */
+static long start_bytes(void)
+{
+    struct journal *j;
+    assert_int_equal(journal_create(in_folder("start.journal"), &job, true, 5, &j), OK);
+    begin(j, 0);
+    long bytes = file_size(in_folder("start.journal/000000.seg")); /* on the disk at once */
+    assert_int_equal(journal_close(j), OK);
+    assert_int_equal(file_size(in_folder("start.journal/000000.seg")), bytes);
+    return bytes;
+}
+
+/* A journal cut at any byte reads back a prefix of its records, says what it dropped, and goes on
+ * to the end. */
 static void test_truncated_anywhere(void **state)
 {
     (void)state;
@@ -214,7 +238,7 @@ static void test_truncated_anywhere(void **state)
     char path[256];
     snprintf(path, sizeof path, "%s", in_folder("a.journal/000000.seg"));
     int64_t before = REQUESTS;
-    const long whole = file_size(path);
+    const long whole = file_size(path), start = start_bytes();
     for (long size = whole - 1; size >= 0; size--) {
         assert_int_equal(truncate(path, size), 0);
         struct journal_report report;
@@ -224,19 +248,29 @@ static void test_truncated_anywhere(void **state)
             assert_non_null(strstr(error_text(), "holds no readable record"));
             error_clear();
             assert_int_equal(before, 0);
-            continue;
+            assert_true(size < start);
+        } else {
+            assert_true(report.finished <= before);
+            if (size == whole - 1) assert_int_equal(report.finished, REQUESTS - 1);
+            assert_true(report.dropped_bytes <= size && report.bytes == size);
+            for (int i = 0; i < REQUESTS; i++)
+                assert_int_equal(journal_has(j, i), i < report.finished);
+            if (report.finished) check_sample(j, (int)report.finished - 1);
+            before = report.finished;
+            assert_int_equal(journal_close(j), OK);
         }
-        assert_true(report.finished <= before);
-        if (size == whole - 1) assert_int_equal(report.finished, REQUESTS - 1);
-        assert_true(report.dropped_bytes <= size);
-        for (int i = 0; i < REQUESTS; i++) assert_int_equal(journal_has(j, i), i < report.finished);
-        if (report.finished) check_sample(j, (int)report.finished - 1);
-        before = report.finished;
+        assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), OK);
+        assert_int_equal(report.finished, before);
+        begin(j, report.last_t);
+        for (int i = (int)before; i < REQUESTS; i++) put_sample(j, i);
+        assert_int_equal(journal_finished(j), REQUESTS);
+        for (int i = 0; i < REQUESTS; i++) check_sample(j, i);
         assert_int_equal(journal_close(j), OK);
+        assert_int_equal(unlink(in_folder("a.journal/000001.seg")), 0);
     }
 }
 
-/* A flipped bit anywhere: no crash, no wrong record. */
+/* A flipped bit anywhere costs the record that it is in and no other. */
 static void test_flipped_bits(void **state)
 {
     (void)state;
@@ -246,31 +280,149 @@ static void test_flipped_bits(void **state)
     assert_int_equal(journal_close(j), OK);
     char path[256];
     snprintf(path, sizeof path, "%s", in_folder("a.journal/000000.seg"));
-    long size = file_size(path);
-    int lost = 0;
-    for (long at = 0; at < size; at += 3) {
-        FILE *f = fopen(path, "r+b");
-        fseek(f, at, SEEK_SET);
-        int byte = fgetc(f);
-        fseek(f, at, SEEK_SET);
-        fputc(byte ^ (1 << (at % 8)), f);
-        fclose(f);
+    const long size = file_size(path), start = start_bytes();
+    int refused = 0;
+    for (long at = 0; at < size; at++) {
         struct journal_report report;
+        flip(path, at, (int)(at % 8));
         enum status st = journal_open(in_folder("a.journal"), &report, &j);
-        if (st == OK) {
-            assert_true(report.finished < REQUESTS && report.dropped_bytes > 0);
-            lost += REQUESTS - (int)report.finished;
-            for (int i = 0; i < report.finished; i++) check_sample(j, i);
-            assert_int_equal(journal_close(j), OK);
-        } else {
+        flip(path, at, (int)(at % 8));
+        if (st != OK) {
             error_clear();
+            refused++;
+            assert_true(at < start);
+            continue;
         }
-        f = fopen(path, "r+b");
-        fseek(f, at, SEEK_SET);
-        fputc(byte, f);
-        fclose(f);
+        assert_true(report.dropped_bytes > 0);
+        assert_int_equal(report.finished, at < start ? REQUESTS : REQUESTS - 1);
+        assert_int_equal(report.attempts, at < start ? 0 : 1);
+        for (int i = 0; i < REQUESTS; i++)
+            if (journal_has(j, i)) check_sample(j, i);
+        assert_int_equal(journal_close(j), OK);
     }
-    assert_true(lost > 0);
+    assert_true(refused > 90 && refused < start); /* each of the header's bytes */
+}
+
+/* Appends a whole segment of a journal to the tail of another's. */
+static void append_file(const char *from, const char *to)
+{
+    char buf[65536];
+    FILE *f = fopen(from, "rb");
+    size_t n = fread(buf, 1, sizeof buf, f);
+    fclose(f);
+    f = fopen(to, "ab");
+    assert_int_equal(fwrite(buf, 1, n, f), n);
+    fclose(f);
+}
+
+/* What a disk brings back of a journal that was deleted is good by its own checksum, and yet not
+ * ours: nothing of it counts. */
+static void test_records_of_an_older_journal(void **state)
+{
+    (void)state;
+    struct journal *j;
+    struct journal_report report;
+    char path[256], old[256];
+    assert_int_equal(journal_create(in_folder("old.journal"), &job, false, 5, &j), OK);
+    put_job(j, 0);
+    assert_int_equal(journal_close(j), OK);
+    j = fresh();
+    begin(j, 0);
+    put_sample(j, 3);
+    assert_int_equal(journal_close(j), OK);
+    snprintf(path, sizeof path, "%s", in_folder("a.journal/000000.seg"));
+    snprintf(old, sizeof old, "%s", in_folder("old.journal/000000.seg"));
+    append_file(old, path);
+    assert_int_equal(journal_open(in_folder("a.journal"), &report, &j), OK);
+    assert_int_equal(report.finished, 1);
+    assert_int_equal(report.attempts, 1);
+    assert_true(report.dropped_bytes > 1000 && report.dropped_bytes < file_size(old));
+    check_sample(j, 3);
+    assert_int_equal(journal_close(j), OK);
+    /* As a segment of its own it is refused. */
+    assert_int_equal(rename(old, in_folder("a.journal/000001.seg")), 0);
+    assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), ERR_INPUT);
+    assert_non_null(strstr(error_text(), "000001.seg comes from another journal"));
+    error_clear();
+}
+
+static void note_order(int64_t **at, int64_t index)
+{
+    *(*at)++ = index;
+}
+
+static enum status each(void *ctx, const struct request_row *row)
+{
+    note_order(ctx, row->index);
+    return OK;
+}
+
+/* Three attempts, the middle one's segment gone: its requests are missing, the others are not. */
+static void test_missing_segment(void **state)
+{
+    (void)state;
+    struct journal_report report;
+    struct journal *j = fresh();
+    for (int k = 0; k < 3; k++) {
+        begin(j, k);
+        for (int i = 4 * k; i < 4 * k + 4; i++) put_sample(j, 11 - i);
+        assert_int_equal(journal_close(j), OK);
+        assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), OK);
+        assert_int_equal(report.finished, 4 * (k + 1));
+    }
+    int64_t order[REQUESTS], *at = order;
+    assert_int_equal(journal_each_request(j, each, &at), OK);
+    for (int i = 0; i < REQUESTS; i++) assert_int_equal(order[i], 11 - i);
+    assert_int_equal(journal_close(j), OK);
+    for (int lost = 0; lost < 3; lost++) {
+        char path[256], away[256];
+        snprintf(path, sizeof path, "%s/a.journal/%06d.seg", folder, lost);
+        snprintf(away, sizeof away, "%s/away", folder);
+        assert_int_equal(rename(path, away), 0);
+        assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), OK);
+        assert_int_equal(report.finished, 8);
+        assert_int_equal(report.attempts, 2);
+        /* A last one that is missing leaves no gap. */
+        assert_int_equal(report.missing_segments, lost < 2);
+        assert_int_equal(report.dropped_bytes, 0);
+        for (int i = 0; i < REQUESTS; i++) {
+            assert_int_equal(journal_has(j, i), (11 - i) / 4 != lost);
+            if (journal_has(j, i)) check_sample(j, i);
+        }
+        at = order;
+        assert_int_equal(journal_each_request(j, each, &at), OK);
+        assert_int_equal(at - order, 8);
+        assert_int_equal(journal_close(j), OK);
+        assert_int_equal(rename(away, path), 0);
+    }
+}
+
+/* More than a start and no header: nobody can say whose it is. */
+static void test_no_header(void **state)
+{
+    (void)state;
+    struct journal_report report;
+    struct journal *j = fresh();
+    begin(j, 0);
+    for (int k = 0; k < 300; k++) put_sample(j, k % REQUESTS);
+    assert_int_equal(journal_close(j), OK);
+    char path[256];
+    snprintf(path, sizeof path, "%s", in_folder("a.journal/000000.seg"));
+    flip(path, 40, 3);
+    assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), ERR_INPUT);
+    assert_non_null(strstr(error_text(), "no header"));
+    error_clear();
+    flip(path, 40, 3);
+    assert_int_equal(journal_resume(in_folder("a.journal"), &job, 5, &report, &j), OK);
+    assert_int_equal(report.duplicates, 300 - REQUESTS);
+    begin(j, 0);
+    assert_int_equal(journal_close(j), OK);
+    /* With another segment's header its records are known again, all but the damaged one. */
+    flip(path, 40, 3);
+    assert_int_equal(journal_open(in_folder("a.journal"), &report, &j), OK);
+    assert_int_equal(report.finished, REQUESTS);
+    assert_int_equal(report.attempts, 2);
+    assert_int_equal(journal_close(j), OK);
 }
 
 /* A torn attempt is continued in a new segment; what it finished counts once. */
@@ -280,7 +432,7 @@ static void test_resume(void **state)
     struct journal *j = fresh();
     begin(j, 0);
     for (int i = 0; i < 6; i++) put_sample(j, i);
-    assert_int_equal(journal_tick(j, 1, 7, 3), OK); /* too early: no mark */
+    assert_int_equal(journal_tick(j, 0.5, 7, 3), OK); /* too early: no mark */
     assert_int_equal(journal_tick(j, 9, 50, 30), OK);
     assert_int_equal(journal_close(j), OK); /* no end: killed */
     FILE *f = fopen(in_folder("a.journal/000000.seg"), "ab");
@@ -326,9 +478,10 @@ static void test_other_job_and_force(void **state)
     begin(j, 0);
     assert_int_equal(journal_close(j), OK);
     struct journal_job other = job;
-    other.fingerprint = 9;
+    other.model = 9;
+    other.requests = 3;
     assert_int_equal(journal_resume(in_folder("a.journal"), &other, 5, NULL, &j), ERR_INPUT);
-    assert_non_null(strstr(error_text(), "belongs to another job"));
+    assert_non_null(strstr(error_text(), "belongs to another job (another model; 12 requests"));
     error_clear();
     assert_int_equal(journal_create(in_folder("a.journal"), &job, false, 5, &j), ERR_INPUT);
     assert_non_null(strstr(error_text(), "pass --force"));
@@ -338,12 +491,22 @@ static void test_other_job_and_force(void **state)
     assert_int_equal(journal_close(j), OK);
     struct journal_report report;
     assert_int_equal(journal_open(in_folder("a.journal"), &report, &j), OK);
-    assert_int_equal(report.fingerprint, 9);
+    assert_int_equal(report.requests, 3);
     struct sample s;
     make_sample(&s, 1);
     assert_int_equal(journal_request(j, &s.row), ERR_BUG); /* opened for reading */
     error_clear();
     assert_int_equal(journal_close(j), OK);
+    bool found = false;
+    struct journal_identity identity;
+    assert_int_equal(journal_identify(in_folder("a.journal"), &found, &identity), OK);
+    assert_true(found);
+    assert_true(identity.job.model == 9 && identity.job.requests == 3);
+    assert_string_equal(identity.job.yaml, "model: x\n");
+    assert_string_equal(identity.job.isa, "portable");
+    journal_identity_free(&identity);
+    assert_int_equal(journal_identify(in_folder("none.journal"), &found, &identity), OK);
+    assert_false(found);
 }
 
 static enum status pending_name(void *ctx, int64_t index, char *buf)
@@ -430,6 +593,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_truncated_anywhere, setup, teardown),
         cmocka_unit_test_setup_teardown(test_flipped_bits, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_records_of_an_older_journal, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_missing_segment, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_no_header, setup, teardown),
         cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_job_and_force, setup, teardown),
         cmocka_unit_test_setup_teardown(test_build, setup, teardown),
