@@ -90,13 +90,6 @@ void decode_balance_add(struct decode_balance *b, int rank, uint32_t pages)
     b->unit_requests[rank / b->limits.ranks_per_unit]++;
 }
 
-void decode_balance_change(struct decode_balance *b, int rank, uint32_t old_pages,
-                           uint32_t new_pages)
-{
-    b->expected[rank] += new_pages;
-    b->expected[rank] -= old_pages;
-}
-
 void decode_balance_remove(struct decode_balance *b, int rank, uint32_t pages)
 {
     b->expected[rank] -= pages;

@@ -49,9 +49,6 @@ bool decode_balance_admits(const struct decode_balance *b, int rank, uint32_t pa
                            uint32_t prompt);
 
 void decode_balance_add(struct decode_balance *b, int rank, uint32_t pages);
-/* A request outgrew (or shrank) its expectation. */
-void decode_balance_change(struct decode_balance *b, int rank, uint32_t old_pages,
-                           uint32_t new_pages);
 /* A request left the rank: finished, failed or moved to host memory. */
 void decode_balance_remove(struct decode_balance *b, int rank, uint32_t pages);
 /* Output tokens of a finished request, into the running mean. */

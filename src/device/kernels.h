@@ -147,7 +147,8 @@ struct kernels {
                          const struct amat *a, const struct wmat *w /* [groups] */, float *c,
                          int ldc);
     /* Batched small products: for each b: c_b = a_b * w_b^T with a_b = a.data + b * a_stride
-     * elements, c_b = c + b * c_stride (per-head absorbed projections). */
+     * elements, c_b = c + b * c_stride (per-head absorbed projections). With E4M3 rows a_stride is
+     * a multiple of 128: a product's first channel is the first of a scale's. */
     void (*gemm_batched)(struct lane *, int batch, int m, const struct amat *a, int64_t a_stride,
                          const struct wmat *w /* [batch] */, float *c, int ldc, int64_t c_stride);
     /* FP32 rows -> BF16, or e4m3 + 1x128 scales (max(amax, 1e-4) / 448; ue8m0: rounded up to a

@@ -10,6 +10,7 @@
 #include "gemm/ukernel.h"
 
 #include <pthread.h>
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +101,7 @@ static struct product product_get(const struct gemm_call *call, int g)
         .w = &call->w[g],
         .c = call->c + begin * call->ldc + g * call->c_stride,
     };
+    assert(call->a->type != DT_E4M3 || call->a_stride % FP8_BLOCK == 0);
     if (call->a->type == DT_E4M3)
         p.a_scale = call->a->scale + begin * call->a->lds + g * call->a_stride / FP8_BLOCK;
     return p;

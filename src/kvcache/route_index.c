@@ -65,14 +65,6 @@ void route_index_note_prompt(struct route_index *ix, const int32_t *tokens, uint
     }
 }
 
-void route_index_forget(struct route_index *ix, struct hash128 hash, int rank)
-{
-    struct route_entry *bucket = route_bucket(ix, hash);
-    for (int i = 0; i < WAYS; i++)
-        if (bucket[i].stamp && bucket[i].tag == hash.hi && bucket[i].rank == rank)
-            memset(&bucket[i], 0, sizeof bucket[i]);
-}
-
 int route_index_match(const struct route_index *ix, const int32_t *tokens, uint32_t n,
                       int n_ranks, uint32_t *cached)
 {

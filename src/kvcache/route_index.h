@@ -28,8 +28,6 @@ void route_index_free(struct route_index *ix);
 void route_index_note(struct route_index *ix, struct hash128 hash, int rank);
 /* Notes every full page of a prompt. */
 void route_index_note_prompt(struct route_index *ix, const int32_t *tokens, uint32_t n, int rank);
-/* The rank no longer has the page. */
-void route_index_forget(struct route_index *ix, struct hash128 hash, int rank);
 
 /* cached: [n_ranks] out, tokens that each rank is thought to hold from the start of the prompt,
  * whole pages, at most n - 1. Returns the rank with most (the lowest such), -1 if none has any. */

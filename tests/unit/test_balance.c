@@ -326,7 +326,8 @@ static void test_decode_admission(void **state)
     decode_balance_add(&b, 1, 40);
     assert_int_equal(decode_balance_pick(&b, 35, 64), 0); /* exactly 95 */
     assert_int_equal(decode_balance_pick(&b, 36, 64), -1);
-    decode_balance_change(&b, 0, 60, 61);
+    decode_balance_remove(&b, 0, 60);
+    decode_balance_add(&b, 0, 61);
     assert_int_equal(decode_balance_pick(&b, 35, 64), -1);
     assert_true(decode_balance_admits(&b, 0, 34, 64) && !decode_balance_admits(&b, 0, 35, 64));
     for (int i = 0; i < 3; i++) decode_balance_add(&b, 0, 1);

@@ -463,33 +463,42 @@ static void test_bitwise(void **state)
     each_isa(bits_of_isa);
 }
 
-/* Heads side by side in a row: batch b reads columns [b * k, (b + 1) * k) and writes its own. */
-static void heads_of_isa(const struct kernels *kern)
+/* Heads side by side in a row: batch b reads k columns from b * stride on and writes its own. FP8
+ * rows need strides that are whole scales; a head may be narrower. */
+static void heads_of_width(const struct kernels *kern, int k, int stride)
 {
-    enum { HEADS = 3, M = 5, K = 128, N = 70 };
+    enum { HEADS = 3, M = 5, N = 70 };
     for (int p = 0; p < PAIRS; p++) {
         struct guarded g = {0};
         struct weight_src src[HEADS];
         struct wmat w[HEADS];
-        struct amat a = rows_make(&g, pairs[p].a, M, HEADS * K, 8);
+        struct amat a = rows_make(&g, pairs[p].a, M, HEADS * stride, 8);
         float c[M][HEADS][N], want[M][N];
         for (int h = 0; h < HEADS; h++) {
-            src[h] = weights_make(&g, pairs[p].w, N, K, 9 + (uint64_t)h);
+            src[h] = weights_make(&g, pairs[p].w, N, k, 9 + (uint64_t)h);
             w[h] = packed(&g, kern, pairs[p].w, &src[h], 1);
         }
         struct amat head = a;
-        head.k = K;
+        head.k = k;
         struct lane lane __attribute__((cleanup(lane_free))) = lane_of(2);
-        kern->gemm_batched(&lane, HEADS, M, &head, K, w, c[0][0], HEADS * N, N);
+        kern->gemm_batched(&lane, HEADS, M, &head, stride, w, c[0][0], HEADS * N, N);
         for (int h = 0; h < HEADS; h++) {
             struct amat one = head;
-            one.data = (const char *)a.data + (size_t)(h * K) * dtype_bytes(a.type);
-            if (a.scale) one.scale = a.scale + h;
+            one.data = (const char *)a.data + (size_t)(h * stride) * dtype_bytes(a.type);
+            if (a.scale) one.scale = a.scale + h * stride / 128;
             kern->gemm(&lane, M, &one, &w[h], want[0], N);
             for (int i = 0; i < M; i++) same_bits(kern, "heads", c[i][h], want[i], N);
         }
         guarded_free(&g);
     }
+}
+
+static void heads_of_isa(const struct kernels *kern)
+{
+    heads_of_width(kern, 128, 128);
+    heads_of_width(kern, 128, 256);
+    heads_of_width(kern, 100, 128);
+    heads_of_width(kern, 200, 256);
 }
 
 static void test_batched_heads(void **state)
