@@ -168,15 +168,15 @@ static enum status run_epoch(struct sim *s)
 static void states(struct sim *s)
 {
     for (int i = s->p0; i < s->p1; i++) {
-        s->count[SIM_PREFILL_QUEUE] += s->prefill[i - s->p0].queue.n;
+        s->count[SIM_PREFILL_QUEUE] += s->prefill[i - s->p0].queued;
         s->count[SIM_PREFILL_QUEUE_TOKENS] += s->prefill[i - s->p0].queued_tokens;
     }
     for (int i = s->d0; i < s->d1; i++) {
         const struct decode_unit *u = &s->decode[i - s->d0];
         s->count[SIM_DECODE_WAITING] += u->waiting.n;
         s->count[SIM_DECODE_RUNNING] += u->running;
-        s->count[SIM_KV_PAGES] += u->kv_tokens_q10 / 1024 / WORKLOAD_PAGE_TOKENS +
-                                  u->running / 2; /* half a page each is begun */
+        s->count[SIM_DECODE_ON_HOST] += u->on_host;
+        s->count[SIM_KV_PAGES] += decode_unit_pages(u, s->cfg->decode.ranks);
     }
     s->count[SIM_CACHE_PAGES] = s->cache_pages;
 }
@@ -249,7 +249,7 @@ static enum status allocate(struct sim *s)
         !s->view || !s->cache || !s->trace_seen || !r->minute || !r->unit || !r->ttft_hist ||
         !r->tpot_hist)
         return error_set(ERR_RESOURCE, "no memory for the simulation");
-    for (int i = s->p0; i < s->p1; i++) s->prefill[i - s->p0].id = i;
+    for (int i = s->p0; i < s->p1; i++) TRY(prefill_unit_init(s, &s->prefill[i - s->p0], i));
     for (int i = s->d0; i < s->d1; i++) {
         struct lane *l = &s->lane[i - s->d0];
         TRY(decode_unit_init(s, &s->decode[i - s->d0], i));
@@ -268,6 +268,12 @@ static enum status begin(struct sim *s)
     if (s->np < 1 || s->nd < 1 || s->np > SIM_MAX_UNITS || s->nd > SIM_MAX_UNITS)
         return error_set(ERR_INPUT, "%d prefill and %d decode units, expected 1 to %d of each",
                          s->np, s->nd, SIM_MAX_UNITS);
+    const struct sim_role *roles[] = {&c->prefill, &c->decode};
+    for (int i = 0; i < 2; i++)
+        if (roles[i]->ranks < 1 || roles[i]->gpus % roles[i]->ranks ||
+            roles[i]->ranks > DECODE_RANK)
+            return error_set(ERR_BUG, "simulation: %d GPUs as %d ranks", roles[i]->gpus,
+                             roles[i]->ranks);
     /* Rounded up here and down below: who has one decode unit less has one prefill unit more. */
     s->p0 = (int)(((int64_t)rank * s->np + ranks - 1) / ranks);
     s->p1 = (int)(((int64_t)(rank + 1) * s->np + ranks - 1) / ranks);
@@ -297,7 +303,7 @@ static enum status begin(struct sim *s)
 
 static void end(struct sim *s)
 {
-    for (int i = 0; i < s->p1 - s->p0 && s->prefill; i++) free(s->prefill[i].queue.r);
+    for (int i = 0; i < s->p1 - s->p0 && s->prefill; i++) prefill_unit_free(s, &s->prefill[i]);
     for (int i = 0; i < s->d1 - s->d0 && s->decode; i++) decode_unit_free(&s->decode[i]);
     for (int i = 0; i < s->d1 - s->d0 && s->lane; i++) sim_wheel_free(&s->lane[i].wheel);
     for (int q = 0; q < s->ex->size && s->out; q++) {
@@ -305,7 +311,8 @@ static void end(struct sim *s)
         free(s->out[q].message);
     }
     void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out,
-                     s->send, s->recv, s->head, s->view, s->cache, s->trace_seen};
+                     s->send, s->recv, s->head, s->view, s->cache, s->trace_seen,
+                     s->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
@@ -313,8 +320,15 @@ static int64_t own_bytes(const struct sim *s)
 {
     int64_t bytes = (int64_t)s->pool.cap * (CHUNK * 32 + 4) + s->cache_seconds * 8 + WHEEL * 4;
     bytes += (int64_t)(s->d1 - s->d0) * 2 * (WHEEL_FINE + WHEEL_COARSE) * 12;
-    for (int i = 0; i < s->p1 - s->p0; i++) bytes += (int64_t)s->prefill[i].queue.cap * 32;
-    for (int i = 0; i < s->d1 - s->d0; i++) bytes += (int64_t)s->decode[i].waiting.cap * 32;
+    bytes += (int64_t)s->scratch_cap * 32;
+    for (int i = 0; i < s->p1 - s->p0; i++)
+        for (int k = 0; k < s->cfg->prefill.ranks; k++)
+            bytes += (int64_t)s->prefill[i].rank[k].queue.cap * 32;
+    for (int i = 0; i < s->d1 - s->d0; i++) {
+        bytes += (int64_t)s->decode[i].waiting.cap * 32;
+        for (int k = 0; k < s->cfg->decode.ranks; k++)
+            bytes += (int64_t)s->decode[i].rank[k].host.cap * 32;
+    }
     for (int q = 0; q < s->ex->size; q++)
         for (int b = 0; b < BOXES; b++) bytes += (int64_t)s->out[q].cap[b] * 32;
     return bytes;

@@ -33,9 +33,10 @@ enum { SIM_MAX_UNITS = 1024, SIM_HIST = 1024 };
 struct sim_role {
     int max_units;        /* that may ever be in service */
     int gpus;             /* of one unit */
+    int ranks;            /* that requests are dealt to: 1, the unit as a whole, or gpus */
     int nodes;            /* of one unit */
     int tokens_per_gpu;   /* prefill: chunk; decode: largest batch */
-    double imbalance;     /* the busiest rank's tokens or requests over the mean */
+    double uneven;        /* ranks 1: a step's time over that of evenly dealt ranks */
     struct sim_time time; /* a step's seconds by load of one GPU */
 };
 
@@ -62,9 +63,11 @@ enum sim_counter {
     SIM_ARRIVALS, SIM_STARTED_SESSIONS, SIM_HIT, SIM_MISS, SIM_OUTPUT_Q10, SIM_KV_READ_Q10,
     SIM_PREFILL_BUSY_US, SIM_DECODE_BUSY_US, SIM_PREFILL_STEPS, SIM_DECODE_STEPS,
     SIM_FINISHED, SIM_TTFT_TICKS, SIM_TTFT_COUNT, SIM_TPOT_TICKS, SIM_TPOT_TOKENS,
-    SIM_MOVED, SIM_CACHE_LOST,
+    SIM_MOVED, SIM_CACHE_LOST, SIM_PREEMPTED, SIM_REFUSED,
+    SIM_PREFILL_UNEVEN_Q10, SIM_DECODE_UNEVEN_Q10, /* sums over steps, ranks > 1: step / even */
     /* states at the end of the minute */
     SIM_PREFILL_QUEUE, SIM_PREFILL_QUEUE_TOKENS, SIM_DECODE_WAITING, SIM_DECODE_RUNNING,
+    SIM_DECODE_ON_HOST,
     SIM_KV_PAGES, SIM_THINKING, SIM_CACHE_PAGES,
     SIM_COUNTERS
 };

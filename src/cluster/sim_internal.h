@@ -1,13 +1,15 @@
 /* sim_internal.h - the parts of a running simulation. Private to sim*.c.
  *
  * Who does what: sim.c owns the epochs, arrivals and results; sim_route.c spreads requests over
- * units and ranks; sim_prefill.c and sim_decode.c are the units; sim_cache.c the prefix cache.
+ * units and ranks; sim_prefill.c and sim_decode.c are the units, sim_preempt.c what happens when their pages run
+ * out; sim_wheel.c keeps requests by step; sim_cache.c is the prefix cache.
  * Times are seconds since the simulation's start (warm-up included) unless named otherwise.
  */
 #ifndef CLUSTER_SIM_INTERNAL_H
 #define CLUSTER_SIM_INTERNAL_H
 
 #include "balance/decode_balance.h"
+#include "balance/prefill_balance.h"
 #include "cluster/sim.h"
 
 enum { ROUTE_SLOTS = 1024, CACHE_AHEAD = 4 };
@@ -44,26 +46,41 @@ struct sim_cursor {
     uint32_t chunk, at, n;
 };
 
+/* A prefill rank, or the whole unit where requests are not dealt to ranks. */
+struct prefill_rank {
+    struct sim_queue queue;
+    uint32_t finishing;   /* requests at the queue's head that the step completes */
+    uint32_t partial;     /* tokens of the next one that it computes */
+};
+
 struct prefill_unit {
     int id;
-    struct sim_queue queue;
+    struct prefill_rank *rank;      /* [prefill.ranks]; owned */
+    struct prefill_balance balance; /* over them, when there are several */
+    uint32_t queued;
     int64_t work;         /* queued and unfinished: tokens + pairs / 8192 */
     int64_t queued_tokens;
     double clock;         /* end of the step under way, or idle since */
     bool stepping;
-    uint32_t finishing;   /* requests at the queue's head that the step completes */
-    uint32_t partial;     /* tokens of the next one that it computes */
-    int64_t step_work, step_tokens;
+    int64_t step_tokens;
     uint64_t dealt;       /* requests sent on, for the router's sequence */
+};
+
+/* A decode rank, or the whole unit where requests are not dealt to ranks. */
+struct decode_rank {
+    int64_t running, kv_tokens_q10;
+    struct sim_queue host; /* whose pages went to host memory, oldest first */
 };
 
 struct decode_unit {
     int id;
     struct sim_queue waiting;
-    struct decode_balance balance; /* one rank: the whole unit */
+    struct decode_balance balance; /* over the unit's ranks */
+    struct decode_rank *rank;      /* [decode.ranks]; owned */
     double clock;
     uint64_t step;
-    int64_t running, kv_tokens_q10, waiting_pages;
+    int64_t running, waiting_pages, on_host; /* waiting_pages: with those on the host */
+    uint32_t admissions;
     struct sim_wheel wheel; /* by step of finish */
     uint64_t dealt;
 };
@@ -126,6 +143,8 @@ struct sim {
     int64_t ttft[SIM_HIST], tpot[SIM_HIST];
     int64_t node_ms[2];
     int64_t requests;
+    struct sim_request *scratch;  /* [scratch_cap] a unit's requests, when pages run out; owned */
+    size_t scratch_cap;
     struct sim_result *result;
 };
 
@@ -142,16 +161,16 @@ static inline struct sim_request *sim_queue_at(const struct sim_queue *q, uint32
 {
     return &q->r[(q->head + i) & (q->cap - 1)];
 }
+static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
+{
+    q->head = (q->head + n) & (q->cap - 1);
+    q->n -= n;
+}
 static inline enum status sim_queue_push(struct sim_queue *q, const struct sim_request *r)
 {
     if (q->n == q->cap) TRY(sim_queue_grow(q));
     *sim_queue_at(q, q->n++) = *r;
     return OK;
-}
-static inline void sim_queue_pop(struct sim_queue *q, uint32_t n)
-{
-    q->head = (q->head + n) & (q->cap - 1);
-    q->n -= n;
 }
 
 /* sim_wheel.c */
@@ -239,6 +258,8 @@ enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
 enum status sim_route_exchange(struct sim *s); /* swap and deliver */
 
 /* sim_prefill.c */
+enum status prefill_unit_init(struct sim *s, struct prefill_unit *u, int id);
+void prefill_unit_free(struct sim *s, struct prefill_unit *u);
 uint32_t prefill_request_work(const struct sim_request *r);
 enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
                                  const struct sim_request *r);
@@ -250,10 +271,21 @@ enum status decode_unit_init(struct sim *s, struct decode_unit *u, int id);
 void decode_unit_free(struct decode_unit *u);
 int64_t decode_request_load(const struct sim *s, const struct sim_request *r);
 int64_t decode_unit_load(const struct sim *s, const struct decode_unit *u);
+int64_t decode_unit_pages(const struct decode_unit *u, int ranks); /* of KV in use */
 enum status decode_unit_receive(struct sim *s, struct decode_unit *u,
                                 const struct sim_request *r);
 enum status decode_unit_advance(struct sim *s, struct decode_unit *u);
 enum status decode_unit_empty(struct sim *s, struct decode_unit *u);
+
+/* Of struct sim_request.cached_pages while it decodes: its rank, and whether it has moved. */
+enum { DECODE_RESUMED = 0x8000, DECODE_RANK = 0x7fff };
+/* Takes back what the steps counted beyond those really done; *r then is what is left to do.
+ * steps: still to come. */
+void decode_request_stop(struct sim *s, struct decode_unit *u, struct sim_request *r,
+                         int64_t steps);
+
+/* sim_preempt.c */
+enum status decode_rank_preempt(struct sim *s, struct decode_unit *u, int rank);
 
 /* sim_cache.c */
 void sim_cache_lookup(struct sim *s, struct sim_request *r);

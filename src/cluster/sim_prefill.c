@@ -3,11 +3,16 @@
 
 #include <stdlib.h>
 
-static uint32_t position(const struct sim_request *r)
+static uint32_t cached_tokens(const struct sim_request *r)
 {
     uint32_t cached = (uint32_t)r->cached_pages * WORKLOAD_PAGE_TOKENS;
-    if (cached >= r->prompt) cached = r->prompt - 1;
-    return cached + r->next;
+    return cached < r->prompt ? cached : r->prompt - 1;
+}
+
+/* Of the next token to compute. */
+static uint32_t position(const struct sim_request *r)
+{
+    return cached_tokens(r) + r->next;
 }
 
 static uint32_t work_of(uint64_t pos, uint64_t n)
@@ -22,43 +27,88 @@ uint32_t prefill_request_work(const struct sim_request *r)
     return work_of(pos, r->prompt - pos);
 }
 
+enum status prefill_unit_init(struct sim *s, struct prefill_unit *u, int id)
+{
+    int ranks = s->cfg->prefill.ranks;
+    u->id = id;
+    u->rank = calloc((size_t)ranks, sizeof *u->rank);
+    if (!u->rank) return error_set(ERR_RESOURCE, "no memory for prefill unit %d", id);
+    return ranks > 1 ? prefill_balance_init(&u->balance, 1, ranks, NULL) : OK;
+}
+
+void prefill_unit_free(struct sim *s, struct prefill_unit *u)
+{
+    for (int k = 0; k < s->cfg->prefill.ranks && u->rank; k++) free(u->rank[k].queue.r);
+    free(u->rank);
+    prefill_balance_free(&u->balance);
+}
+
 enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
                                  const struct sim_request *r)
 {
-    TRY(sim_queue_push(&u->queue, r));
-    struct sim_request *q = sim_queue_at(&u->queue, u->queue.n - 1);
+    int rank = 0;
+    uint32_t pos = cached_tokens(r);
+    if (s->cfg->prefill.ranks > 1) { /* what is cached is so for every rank: no reason to choose */
+        rank = prefill_balance_pick(&u->balance, r->prompt - pos, NULL, UINT64_MAX);
+        prefill_balance_add(&u->balance, rank, pos, r->prompt - pos);
+    }
+    struct sim_queue *to = &u->rank[rank].queue;
+    TRY(sim_queue_push(to, r));
+    struct sim_request *q = sim_queue_at(to, to->n - 1);
     q->next = 0;
+    u->queued++;
     u->work += q->first_token; /* the work of it, until it has its first token */
-    u->queued_tokens += q->prompt - position(q);
+    u->queued_tokens += q->prompt - pos;
     if (!u->stepping && u->clock < s->t1) u->clock = s->t1;
     return OK;
 }
 
 /* Takes requests in order until the chunk is full; only the last may be partial. */
-static void begin_step(struct sim *s, struct prefill_unit *u)
+static uint64_t fill_chunk(struct prefill_rank *k, uint64_t budget, uint64_t *pairs)
 {
-    const struct sim_role *role = &s->cfg->prefill;
-    uint64_t budget = (uint64_t)role->tokens_per_gpu * (uint64_t)role->gpus;
-    uint64_t tokens = 0, pairs = 0;
-    u->finishing = 0;
-    u->partial = 0;
-    while (u->finishing < u->queue.n && tokens < budget) {
-        const struct sim_request *r = sim_queue_at(&u->queue, u->finishing);
+    uint64_t tokens = 0;
+    k->finishing = 0;
+    k->partial = 0;
+    *pairs = 0;
+    while (k->finishing < k->queue.n && tokens < budget) {
+        const struct sim_request *r = sim_queue_at(&k->queue, k->finishing);
         uint64_t pos = position(r), n = r->prompt - pos;
         bool whole = n <= budget - tokens;
         if (!whole) n = budget - tokens;
         tokens += n;
-        pairs += n * pos + n * (n + 1) / 2;
+        *pairs += n * pos + n * (n + 1) / 2;
         if (!whole) {
-            u->partial = (uint32_t)n;
+            k->partial = (uint32_t)n;
             break;
         }
-        u->finishing++;
+        k->finishing++;
     }
-    double load = (double)tokens / role->gpus * role->imbalance;
-    if (load > role->tokens_per_gpu) load = role->tokens_per_gpu;
-    double seconds = sim_time_at(&role->time, load, (double)pairs / (double)tokens);
-    u->step_tokens = (int64_t)tokens;
+    return tokens;
+}
+
+/* All ranks step together, in the time of the busiest. */
+static void begin_step(struct sim *s, struct prefill_unit *u)
+{
+    const struct sim_role *role = &s->cfg->prefill;
+    double gpus = (double)role->gpus / role->ranks, seconds = 0;
+    uint64_t sum = 0, sum_pairs = 0, pairs;
+    for (int i = 0; i < role->ranks; i++) {
+        uint64_t budget = (uint64_t)(role->tokens_per_gpu * gpus);
+        uint64_t tokens = fill_chunk(&u->rank[i], budget, &pairs);
+        if (tokens == 0) continue;
+        double t = sim_time_at(&role->time, (double)tokens / gpus, (double)pairs / (double)tokens);
+        if (t > seconds) seconds = t;
+        sum += tokens;
+        sum_pairs += pairs;
+    }
+    if (role->ranks > 1) {
+        double even = sim_time_at(&role->time, (double)sum / role->gpus,
+                                  (double)sum_pairs / (double)sum);
+        s->count[SIM_PREFILL_UNEVEN_Q10] += (int64_t)(1024 * seconds / even);
+    } else {
+        seconds *= role->uneven;
+    }
+    u->step_tokens = (int64_t)sum;
     u->clock += seconds;
     u->stepping = true;
     int64_t us = (int64_t)(seconds * 1e6);
@@ -73,8 +123,7 @@ static void begin_step(struct sim *s, struct prefill_unit *u)
 
 static enum status finish_request(struct sim *s, struct prefill_unit *u, struct sim_request *r)
 {
-    int64_t cached = (int64_t)r->cached_pages * WORKLOAD_PAGE_TOKENS;
-    if (cached >= r->prompt) cached = r->prompt - 1;
+    int64_t cached = cached_tokens(r);
     r->first_token = (uint32_t)(u->clock * SIM_TICKS_PER_S);
     uint32_t waited = r->first_token - r->arrival;
     s->count[SIM_HIT] += cached;
@@ -91,25 +140,38 @@ static enum status finish_request(struct sim *s, struct prefill_unit *u, struct 
     }
     if (!s->cfg->trace) sim_cache_touch(s, r, u->clock);
     r->left = (uint16_t)(sim_output_of(s, r) - 1);
+    r->cached_pages = 0; /* from here on the decode unit's, see DECODE_RANK */
     return sim_route_decode(s, BOX_PREFILLED, &u->dealt, r);
+}
+
+static enum status end_rank_step(struct sim *s, struct prefill_unit *u, int rank)
+{
+    struct prefill_rank *k = &u->rank[rank];
+    bool balanced = s->cfg->prefill.ranks > 1;
+    for (uint32_t i = 0; i < k->finishing; i++) {
+        struct sim_request r = *sim_queue_at(&k->queue, i);
+        uint32_t pos = position(&r);
+        if (balanced) prefill_balance_done(&u->balance, rank, pos, r.prompt - pos);
+        u->work -= r.first_token;
+        TRY(finish_request(s, u, &r));
+    }
+    sim_queue_pop(&k->queue, k->finishing);
+    u->queued -= k->finishing;
+    if (k->partial) {
+        struct sim_request *r = sim_queue_at(&k->queue, 0);
+        if (balanced) prefill_balance_done(&u->balance, rank, position(r), k->partial);
+        u->work -= r->first_token;
+        r->next += k->partial;
+        r->first_token = prefill_request_work(r);
+        u->work += r->first_token;
+    }
+    return OK;
 }
 
 static enum status end_step(struct sim *s, struct prefill_unit *u)
 {
     u->stepping = false;
-    for (uint32_t i = 0; i < u->finishing; i++) {
-        struct sim_request r = *sim_queue_at(&u->queue, i);
-        u->work -= r.first_token;
-        TRY(finish_request(s, u, &r));
-    }
-    sim_queue_pop(&u->queue, u->finishing);
-    if (u->partial) {
-        struct sim_request *r = sim_queue_at(&u->queue, 0);
-        u->work -= r->first_token;
-        r->next += u->partial;
-        r->first_token = prefill_request_work(r);
-        u->work += r->first_token;
-    }
+    for (int k = 0; k < s->cfg->prefill.ranks; k++) TRY(end_rank_step(s, u, k));
     u->queued_tokens -= u->step_tokens;
     return OK;
 }
@@ -121,7 +183,7 @@ enum status prefill_unit_advance(struct sim *s, struct prefill_unit *u)
             if (u->clock > s->t1) return OK;
             TRY(end_step(s, u));
         }
-        if (u->queue.n == 0) return OK;
+        if (u->queued == 0) return OK;
         if (u->clock < s->t0) u->clock = s->t0;
         begin_step(s, u);
     }
@@ -129,13 +191,19 @@ enum status prefill_unit_advance(struct sim *s, struct prefill_unit *u)
 
 enum status prefill_unit_empty(struct sim *s, struct prefill_unit *u)
 {
-    for (uint32_t i = 0; i < u->queue.n; i++) {
-        struct sim_request r = *sim_queue_at(&u->queue, i);
-        s->count[SIM_MOVED]++;
-        TRY(sim_route_prefill(s, BOX_MOVED_PREFILL, &u->dealt, &r));
+    for (int k = 0; k < s->cfg->prefill.ranks; k++) {
+        struct sim_queue *q = &u->rank[k].queue;
+        for (; q->n; sim_queue_pop(q, 1)) {
+            struct sim_request r = *sim_queue_at(q, 0);
+            uint32_t pos = position(&r);
+            if (s->cfg->prefill.ranks > 1)
+                prefill_balance_done(&u->balance, k, pos, r.prompt - pos);
+            s->count[SIM_MOVED]++;
+            TRY(sim_route_prefill(s, BOX_MOVED_PREFILL, &u->dealt, &r));
+        }
     }
-    sim_queue_pop(&u->queue, u->queue.n);
     u->work = u->queued_tokens = 0;
+    u->queued = 0;
     u->stepping = false;
     return OK;
 }

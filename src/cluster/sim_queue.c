@@ -5,7 +5,7 @@
 
 enum status sim_queue_grow(struct sim_queue *q)
 {
-    uint32_t cap = q->cap ? 2 * q->cap : 1024;
+    uint32_t cap = q->cap ? 2 * q->cap : 64;
     struct sim_request *bigger = malloc(cap * sizeof *bigger);
     if (!bigger)
         return error_set(ERR_RESOURCE, "the simulation needs %zu more bytes of memory",

@@ -11,6 +11,7 @@
 static const char *const levels[] = {"tables", "calibrated", NULL};
 static const char *const combines[] = {"node", "group_tree", NULL};
 static const char *const modes[] = {"fixed", "steps", "auto", NULL};
+static const char *const details[] = {"auto", "units", "ranks", NULL};
 static const char *const forecasts[] = {"reactive", "holt_winters", "lstm", NULL};
 
 #define FIELD(f) offsetof(struct study, f)
@@ -38,6 +39,8 @@ static const char *const forecasts[] = {"reactive", "holt_winters", "lstm", NULL
      .def = "auto", .min = 0, .max = 65536, .may_auto = 1, .unit = "experts", \
      .doc = "extra expert slots of a unit"}, \
     INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
+    NUMBER(#r ".uneven_step", r.uneven_step, "1", 1, 100, "", \
+           "detail units: a step's time over that of even ranks, as detail ranks prints it"), \
     FLAG(#r ".overlap", r.overlap, "true", "one micro-batch's data moves, the other computes"), \
     NUMBER(#r ".imbalance", r.imbalance, "0", 0, 100, "", \
            "busiest GPU's expert load over the mean; 0: from experts.load, or 1")
@@ -65,6 +68,9 @@ static const struct option study_options[] = {
     NUMBER("decode.mtp_acceptance", mtp_acceptance, "0.85", 0, 1, "", "share of them kept"),
     NUMBER("decode.high_water", high_water, "0.95", 0.01, 1, "",
            "share of the KV pages that admission may promise"),
+    CHOICE("detail", detail, "auto", details,
+           "requests are dealt to units, or by the engine's balancers to ranks; auto: ranks for a "
+           "trace"),
     PATH("workload.curve", workload.curve, "null", "arrivals by hour of day, CSV"),
     PATH("workload.trace", workload.trace, "null", "requests as they came, .jsonl or .csv"),
     NUMBER("workload.requests", workload.requests, "0", 0, 1e12, "requests", "of all the hours"),

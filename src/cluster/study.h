@@ -16,10 +16,13 @@
 
 enum { STUDY_PATH_BYTES = 512, SWEEP_AXES = 16, SWEEP_VALUES = 64, SWEEP_TEXT = 128 };
 
+enum { STUDY_DETAIL_AUTO, STUDY_DETAIL_UNITS, STUDY_DETAIL_RANKS };
+
 struct study_role {
     int units, ep, redundant_experts, microbatches;
     int per_gpu;          /* prefill: chunk_tokens; decode: max_batch */
     bool overlap;
+    double uneven_step;   /* detail units: a step's time over that of even ranks */
     double imbalance;     /* 0: from experts.load, or 1 */
 };
 
@@ -27,7 +30,7 @@ struct study {
     char model[STUDY_PATH_BYTES], hardware[STUDY_PATH_BYTES], prices[STUDY_PATH_BYTES];
     char results[STUDY_PATH_BYTES], published[STUDY_PATH_BYTES];
     char load[STUDY_PATH_BYTES]; /* expert load: results file of a run, or text; "" none */
-    int level, combine;
+    int level, combine, detail;
     uint64_t seed;
     double usd_per_gpu_hour; /* 0: the price table's */
     struct study_role prefill, decode;

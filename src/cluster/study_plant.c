@@ -264,6 +264,8 @@ enum status study_plant_days(struct study_plant *p)
     TRY(build_workload(p));
     TRY(build_plan(p));
     struct sim_config *c = &p->sim;
+    bool ranks = s->detail == STUDY_DETAIL_RANKS ||
+                 (s->detail == STUDY_DETAIL_AUTO && *s->workload.trace);
     *c = (struct sim_config){
         .workload = &p->workload,
         .curve = &p->curve,
@@ -280,11 +282,13 @@ enum status study_plant_days(struct study_plant *p)
         .cache_pages = s->cache_tokens / WORKLOAD_PAGE_TOKENS,
         .plan = &p->plan,
         .prefill = {.max_units = s->prefill.units, .gpus = unit_gpus(p->prefill),
+                    .ranks = ranks ? unit_gpus(p->prefill) : 1,
                     .nodes = unit_nodes(p->prefill), .tokens_per_gpu = s->prefill.per_gpu,
-                    .imbalance = 1},
+                    .uneven = s->prefill.uneven_step},
         .decode = {.max_units = s->decode.units, .gpus = unit_gpus(p->decode),
+                   .ranks = ranks ? unit_gpus(p->decode) : 1,
                    .nodes = unit_nodes(p->decode), .tokens_per_gpu = s->decode.per_gpu,
-                   .imbalance = 1},
+                   .uneven = s->decode.uneven_step},
     };
     TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, 16384, &c->decode.time));
     return sim_time_build(prefill_seconds, p->prefill, s->prefill.per_gpu, 32768,

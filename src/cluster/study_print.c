@@ -79,6 +79,16 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
     fprintf(out, "  requests %lld finished of %lld arrived, %lld moved when a unit left service\n",
             (long long)d->sim.total[SIM_FINISHED], (long long)d->sim.total[SIM_ARRIVALS],
             (long long)d->sim.total[SIM_MOVED]);
+    if (p->sim.prefill.ranks > 1 || p->sim.decode.ranks > 1)
+        fprintf(out, "  requests dealt to ranks: a step takes %.3f (prefill), %.3f (decode) "
+                     "times that of even ranks\n",
+                (double)d->sim.total[SIM_PREFILL_UNEVEN_Q10] / 1024 /
+                    fmax((double)d->sim.total[SIM_PREFILL_STEPS], 1),
+                (double)d->sim.total[SIM_DECODE_UNEVEN_Q10] / 1024 /
+                    fmax((double)d->sim.total[SIM_DECODE_STEPS], 1));
+    fprintf(out, "  KV pages ran out for %lld requests: moved to host memory and back; %lld prompts "
+                 "larger than a rank's pages\n",
+            (long long)d->sim.total[SIM_PREEMPTED], (long long)d->sim.total[SIM_REFUSED]);
     fprintf(out, "  nodes %.2f mean, %.0f peak; %.0f node-hours, %.0f lent to other work\n",
             node_hours / hours, d->peak_nodes, node_hours, d->lent_node_hours);
     fprintf(out, "  input %.4g tokens, %.2f %% hits; output %.4g tokens\n",

@@ -55,8 +55,8 @@ static struct bench *bench_new(double requests)
         .workload = &b->w, .curve = &b->curve, .requests = requests, .hours = 0.5,
         .warmup_s = 600, .epoch_s = 0.1, .seed = 5, .tokens_per_step = 1,
         .kv_pages_per_gpu = 1000, .high_water = 0.95, .plan = &b->plan,
-        .prefill = {.max_units = 3, .gpus = 8, .nodes = 1, .tokens_per_gpu = 4096, .imbalance = 1},
-        .decode = {.max_units = 3, .gpus = 8, .nodes = 1, .tokens_per_gpu = 64, .imbalance = 1},
+        .prefill = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 4096, .uneven = 1},
+        .decode = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 64, .uneven = 1},
     };
     assert_int_equal(sim_time_build(decode_time, NULL, 64, 8192, &b->c.decode.time), OK);
     assert_int_equal(sim_time_build(prefill_time, NULL, 4096, 8192, &b->c.prefill.time), OK);
@@ -162,6 +162,63 @@ static void admission_bounds_pages(void **state)
     bench_free(b);
 }
 
+/* Answers longer than expected overfill the pages: the youngest requests step aside, nothing is
+ * computed twice, and all tokens come out. */
+static void pages_run_out(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(58000), *roomy = bench_new(58000);
+    b->c.kv_pages_per_gpu = 62;
+    b->c.high_water = 1; /* admission promises all pages by the mean answer: some are longer */
+    struct sim_result r = run(b), all = run(roomy);
+    int64_t most = 0, host = 0;
+    for (int i = 0; i < r.minutes; i++) {
+        if (r.minute[i].n[SIM_KV_PAGES] > most) most = r.minute[i].n[SIM_KV_PAGES];
+        host += r.minute[i].n[SIM_DECODE_ON_HOST];
+    }
+    double out = (double)r.total[SIM_OUTPUT_Q10], same = (double)all.total[SIM_OUTPUT_Q10];
+    printf("moved to the host %lld, seen there at minutes' ends %lld, pages at most %lld of %d, "
+           "output %.4f\n", (long long)r.total[SIM_PREEMPTED], (long long)host, (long long)most,
+           3 * 8 * 62, out / same);
+    assert_true(r.total[SIM_PREEMPTED] > 20 && host > 0 && all.total[SIM_PREEMPTED] == 0);
+    assert_true(most <= 3 * 8 * 62);
+    assert_true(fabs((double)r.total[SIM_FINISHED] / (double)r.total[SIM_ARRIVALS] - 1) < 0.1);
+    assert_true(fabs(out / same - 1) < 0.05);
+    sim_result_free(&r);
+    sim_result_free(&all);
+    bench_free(b);
+    bench_free(roomy);
+}
+
+/* The engine's balancers deal to the ranks of a unit: the same tokens, somewhat uneven ranks, and
+ * steps as long as the busiest takes. */
+static void balancers_deal_to_ranks(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(90000), *whole = bench_new(90000);
+    b->c.prefill.ranks = b->c.decode.ranks = 8;
+    struct sim_result r = run(b), u = run(whole);
+    double steps = (double)r.total[SIM_DECODE_STEPS] * 1024;
+    double uneven = (double)r.total[SIM_DECODE_UNEVEN_Q10] / steps;
+    double tpot = (double)r.total[SIM_TPOT_TICKS] / (double)r.total[SIM_TPOT_TOKENS];
+    double even = (double)u.total[SIM_TPOT_TICKS] / (double)u.total[SIM_TPOT_TOKENS];
+    printf("a step takes %.4f of an even one; time per token %.4f of a unit's as a whole\n",
+           uneven, tpot / even);
+    assert_true(uneven > 1.002 && uneven < 1.2);
+    assert_true(fabs(tpot / even / uneven - 1) < 0.02);
+    b->c.decode.ranks = 1; /* and as the factor of a unit as a whole */
+    b->c.decode.uneven = uneven;
+    struct sim_result f = run(b);
+    double factor = (double)f.total[SIM_TPOT_TICKS] / (double)f.total[SIM_TPOT_TOKENS];
+    assert_true(fabs(factor / tpot - 1) < 0.01);
+    sim_result_free(&f);
+    assert_true(fabs((double)r.total[SIM_OUTPUT_Q10] / (double)u.total[SIM_OUTPUT_Q10] - 1) < 0.02);
+    sim_result_free(&r);
+    sim_result_free(&u);
+    bench_free(b);
+    bench_free(whole);
+}
+
 /* A unit that leaves hands its requests on; none is lost and none is counted twice. */
 static void moved_requests_are_kept(void **state)
 {
@@ -256,6 +313,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steady_state), cmocka_unit_test(same_seed_same_bits),
         cmocka_unit_test(small_cache_forgets), cmocka_unit_test(admission_bounds_pages),
+        cmocka_unit_test(pages_run_out), cmocka_unit_test(balancers_deal_to_ranks),
         cmocka_unit_test(moved_requests_are_kept), cmocka_unit_test(speculation_keeps_the_tokens),
         cmocka_unit_test(histogram), cmocka_unit_test(a_point_is_a_day),
     };
