@@ -38,6 +38,9 @@ struct study_period_row {
     int64_t kv_pages, cache_pages, moved_requests;
     double kv_occupancy;    /* of the pages of the units paid for, 0..1, at its end */
     double prefill_utilisation, decode_utilisation; /* share of paid unit time inside steps */
+    int64_t preempted_requests, on_host; /* pages to host memory; there at its end */
+    double prefill_imbalance, decode_imbalance; /* of expert load, busiest rank / mean; mean */
+    double prefill_imbalance_unplanned, decode_imbalance_unplanned; /* had the first plan stayed */
     double kv_per_output;   /* tokens of context read for an output token, mean */
     double ttft_mean_s, ttft_p50_s, ttft_p90_s, ttft_p99_s;
     double tpot_mean_s, tpot_p50_s, tpot_p90_s, tpot_p99_s;

@@ -356,6 +356,24 @@ static double cpu_now(void)
     return (double)clock() / CLOCKS_PER_SEC;
 }
 
+/* Step times of the minute that begins now. */
+static void set_times(struct sim *s, int64_t minute)
+{
+    const struct sim_experts *e = s->cfg->experts;
+    s->time[0] = s->cfg->prefill.time;
+    s->time[1] = s->cfg->decode.time;
+    for (int role = 0; role < 2 && e && minute < e->minutes; role++) {
+        double v = e->imbalance[role][minute];
+        int i = 0;
+        while (i < SIM_EXPERT_TABLES - 2 && v > e->at[i + 1]) i++;
+        float f = (float)((v - e->at[i]) / (e->at[i + 1] - e->at[i]));
+        const struct sim_time *a = &e->table[role][i], *b = a + 1;
+        for (int y = 0; y < SIM_TIME_Y; y++)
+            for (int x = 0; x < SIM_TIME_X; x++)
+                s->time[role].s[y][x] = a->s[y][x] + f * (b->s[y][x] - a->s[y][x]);
+    }
+}
+
 static enum status all_epochs(struct sim *s)
 {
     int64_t epochs = (s->end_ms + s->warmup_ms) / s->epoch_ms;
@@ -365,6 +383,7 @@ static enum status all_epochs(struct sim *s)
         int minute = (int)((s->epoch * s->epoch_ms - s->warmup_ms) / 60000);
         s->recording = s->epoch >= first;
         s->hour = s->recording ? minute / 60 : 0;
+        if (s->epoch % per_minute == 0) set_times(s, s->epoch / per_minute);
         TRY(run_epoch(s));
         if ((s->epoch + 1) % per_minute) continue;
         TRY(end_minute(s, s->recording ? minute : -1));

@@ -40,6 +40,16 @@ struct sim_role {
     struct sim_time time; /* a step's seconds by load of one GPU */
 };
 
+/* Expert load that drifts (expert_drift.h): the step times follow its imbalance, minute by minute,
+ * linear between those of a few imbalances. Borrowed. */
+enum { SIM_EXPERT_TABLES = 4 };
+struct sim_experts {
+    int minutes;                      /* warm-up included */
+    const float *imbalance[2];        /* [minutes] prefill, decode */
+    double at[SIM_EXPERT_TABLES];     /* ascending */
+    const struct sim_time *table[2];  /* [SIM_EXPERT_TABLES] step times at these */
+};
+
 struct sim_config {
     const struct workload *workload;    /* sessions; borrowed */
     const struct arrival_curve *curve;  /* borrowed; with `trace` unused */
@@ -49,6 +59,7 @@ struct sim_config {
     double hours, warmup_s, epoch_s;
     uint64_t seed;
     struct sim_role prefill, decode;
+    const struct sim_experts *experts;  /* NULL: the roles' own times all day */
     double tokens_per_step;             /* of a decoding request; above 1 with MTP */
     double kv_pages_per_gpu;            /* decode; pages of WORKLOAD_PAGE_TOKENS */
     double high_water;                  /* share of the pages that admission may promise */

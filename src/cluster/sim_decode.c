@@ -218,14 +218,14 @@ static double step_seconds(struct sim *s, struct decode_unit *u, int64_t *kv_q10
         if (k->running == 0) continue;
         double batch = (double)k->running / gpus;
         double context = (double)(k->kv_tokens_q10 / k->running) / 1024;
-        double seconds = sim_time_at(&role->time, batch, context);
+        double seconds = sim_time_at(&s->time[1], batch, context);
         if (seconds > most) most = seconds;
         *kv_q10 += k->kv_tokens_q10;
         k->kv_tokens_q10 += k->running * s->tps_q10;
     }
     if (role->ranks == 1) return most * role->uneven;
     double context = (double)*kv_q10 / 1024 / (double)u->running;
-    double even = sim_time_at(&role->time, (double)u->running / role->gpus, context);
+    double even = sim_time_at(&s->time[1], (double)u->running / role->gpus, context);
     s->count[SIM_DECODE_UNEVEN_Q10] += (int64_t)(1024 * most / even);
     return most;
 }

@@ -123,6 +123,7 @@ struct sim {
     /* time */
     int64_t epoch, epoch_ms, warmup_ms, end_ms;
     double t0, t1;                /* of this epoch */
+    struct sim_time time[2];      /* of a step in this minute: prefill, decode */
     /* prefix cache */
     int64_t *cache;               /* [seconds] own share of pages by second of last use; owned */
     int64_t cache_pages;          /* own share */

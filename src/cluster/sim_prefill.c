@@ -96,13 +96,13 @@ static void begin_step(struct sim *s, struct prefill_unit *u)
         uint64_t budget = (uint64_t)(role->tokens_per_gpu * gpus);
         uint64_t tokens = fill_chunk(&u->rank[i], budget, &pairs);
         if (tokens == 0) continue;
-        double t = sim_time_at(&role->time, (double)tokens / gpus, (double)pairs / (double)tokens);
+        double t = sim_time_at(&s->time[0], (double)tokens / gpus, (double)pairs / (double)tokens);
         if (t > seconds) seconds = t;
         sum += tokens;
         sum_pairs += pairs;
     }
     if (role->ranks > 1) {
-        double even = sim_time_at(&role->time, (double)sum / role->gpus,
+        double even = sim_time_at(&s->time[0], (double)sum / role->gpus,
                                   (double)sum_pairs / (double)sum);
         s->count[SIM_PREFILL_UNEVEN_Q10] += (int64_t)(1024 * seconds / even);
     } else {

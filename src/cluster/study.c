@@ -71,6 +71,11 @@ static const struct option study_options[] = {
     CHOICE("detail", detail, "auto", details,
            "requests are dealt to units, or by the engine's balancers to ranks; auto: ranks for a "
            "trace"),
+    NUMBER("experts.sigma", experts.sigma, "0", 0, 3, "",
+           "log-sigma of the experts' popularity, which drifts; 0: as *.imbalance says, all day"),
+    NUMBER("experts.tau_s", experts.tau_s, "14400", 60, 1e7, "s", "it forgets itself in so long"),
+    NUMBER("experts.replan_s", experts.replan_s, "600", 0, 86400, "s",
+           "between new placements by EPLB, whole minutes; 0: never"),
     PATH("workload.curve", workload.curve, "null", "arrivals by hour of day, CSV"),
     PATH("workload.trace", workload.trace, "null", "requests as they came, .jsonl or .csv"),
     NUMBER("workload.requests", workload.requests, "0", 0, 1e12, "requests", "of all the hours"),

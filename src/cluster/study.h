@@ -40,6 +40,9 @@ struct study {
         char curve[STUDY_PATH_BYTES], trace[STUDY_PATH_BYTES];
         double requests, hours, start_hour, warmup_s, epoch_s;
     } workload;
+    struct {
+        double sigma, tau_s, replan_s; /* see expert_drift.h; sigma 0: loads stay */
+    } experts;
     struct session_params session;
     bool has_targets;
     struct workload_targets targets;

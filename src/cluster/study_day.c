@@ -29,6 +29,18 @@ static struct account money(const struct study_plant *p, const struct study_peri
     return account_compute(&u, &p->prices);
 }
 
+/* Expert imbalance over minutes [from, to) of the day; the given figure without drift. */
+static double mean_imbalance(const struct study_plant *p, int role, bool unplanned, int from,
+                             int to)
+{
+    const struct expert_drift *d = &p->drift[role];
+    int warmup = (int)ceil(p->sim.warmup_s / 60);
+    double sum = 0;
+    if (d->minutes == 0) return unit_imbalance(role ? p->decode : p->prefill);
+    for (int m = from; m < to; m++) sum += (unplanned ? d->never : d->imbalance)[warmup + m];
+    return sum / (to - from);
+}
+
 /* Sums of minutes [from, to) into one row. Latencies are the caller's. */
 static struct study_period_row period(const struct study_plant *p, const struct sim_result *s,
                                       int from, int to)
@@ -72,6 +84,12 @@ static struct study_period_row period(const struct study_plant *p, const struct 
                                     (double)node_ms[0] * 1e3),
         .decode_utilisation = over((double)n[SIM_DECODE_BUSY_US] * dr->nodes,
                                    (double)node_ms[1] * 1e3),
+        .preempted_requests = n[SIM_PREEMPTED],
+        .on_host = n[SIM_DECODE_ON_HOST],
+        .prefill_imbalance = mean_imbalance(p, 0, false, from, to),
+        .decode_imbalance = mean_imbalance(p, 1, false, from, to),
+        .prefill_imbalance_unplanned = mean_imbalance(p, 0, true, from, to),
+        .decode_imbalance_unplanned = mean_imbalance(p, 1, true, from, to),
         .kv_per_output = over((double)n[SIM_KV_READ_Q10], (double)n[SIM_OUTPUT_Q10]),
         .ttft_mean_s = over((double)n[SIM_TTFT_TICKS] / SIM_TICKS_PER_S,
                             (double)n[SIM_TTFT_COUNT]),

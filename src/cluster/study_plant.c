@@ -8,9 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Up to which step times are tabulated: mean context of a token. */
+enum { DECODE_CONTEXT = 16384, PREFILL_CONTEXT = 32768 };
 enum { AUTOSCALE_INTERVAL_S = 120, AUTOSCALE_WEEKDAY = 3 };
 
-static enum status unit_create(struct study_plant *p, enum unit_role role, struct unit_speed **out)
+static enum status unit_create(struct study_plant *p, enum unit_role role, double imbalance,
+                               struct unit_speed **out)
 {
     const struct study *s = &p->study;
     const struct study_role *r = role == UNIT_PREFILL ? &s->prefill : &s->decode;
@@ -22,7 +25,7 @@ static enum status unit_create(struct study_plant *p, enum unit_role role, struc
     c.redundant_experts = r->redundant_experts;
     c.micro_batches = r->microbatches;
     c.overlap = r->overlap;
-    c.imbalance = r->imbalance;
+    c.imbalance = imbalance;
     c.load = p->load;
     c.load_layers = p->load_layers;
     c.sizes = p->sizes;
@@ -98,8 +101,8 @@ static enum status build(const struct study *s, struct study_files *files, struc
     TRY(prices_read(s->prices, &p->prices));
     if (s->usd_per_gpu_hour > 0) p->prices.usd_per_gpu_hour = s->usd_per_gpu_hour;
     if (*s->load) TRY(unit_load_read(s->load, &p->model, &p->load, &p->load_layers));
-    TRY(unit_create(p, UNIT_PREFILL, &p->prefill));
-    TRY(unit_create(p, UNIT_DECODE, &p->decode));
+    TRY(unit_create(p, UNIT_PREFILL, s->prefill.imbalance, &p->prefill));
+    TRY(unit_create(p, UNIT_DECODE, s->decode.imbalance, &p->decode));
     return check_deployment(p);
 }
 
@@ -130,7 +133,11 @@ void study_plant_free(struct study_plant *p)
     study_files_free(&p->own);
     workload_trace_free(&p->trace);
     node_plan_free(&p->plan);
-    for (int i = 0; i < 2; i++) forecast_free(p->forecast[i]);
+    for (int i = 0; i < 2; i++) {
+        forecast_free(p->forecast[i]);
+        expert_drift_free(&p->drift[i]);
+    }
+    free(p->drift_time);
     memset(p, 0, sizeof *p);
 }
 
@@ -258,6 +265,63 @@ static enum status build_plan(struct study_plant *p)
     return OK;
 }
 
+static enum status drift_tables(struct study_plant *p, enum unit_role role)
+{
+    bool decode = role == UNIT_DECODE;
+    const struct study_role *r = decode ? &p->study.decode : &p->study.prefill;
+    for (int i = 0; i < SIM_EXPERT_TABLES; i++) {
+        struct unit_speed *u;
+        TRY(unit_create(p, role, p->experts.at[i], &u));
+        enum status st = sim_time_build(decode ? decode_seconds : prefill_seconds, u, r->per_gpu,
+                                        decode ? DECODE_CONTEXT : PREFILL_CONTEXT,
+                                        &p->drift_time[decode * SIM_EXPERT_TABLES + i]);
+        unit_speed_free(u);
+        TRY(st);
+    }
+    return OK;
+}
+
+/* The day's expert loads, their placements, and step times at a few imbalances around them. */
+static enum status build_drift(struct study_plant *p, int minutes)
+{
+    const struct study *s = &p->study;
+    const struct unit_speed *unit[2] = {p->prefill, p->decode};
+    double least = 1e9, most = 1;
+    if (!(s->experts.sigma > 0)) return OK;
+    if (fmod(s->experts.replan_s, 60) != 0)
+        return error_set(ERR_INPUT, "experts.replan_s %g: expected whole minutes",
+                         s->experts.replan_s);
+    struct expert_drift_params params = {s->experts.sigma, s->experts.tau_s, s->experts.replan_s,
+                                         s->seed ^ 0x65787064, p->load, p->load_layers};
+    for (int i = 0; i < 2; i++) {
+        struct eplb_shape shape = {
+            .layers = model_config_moe_layers(&p->model),
+            .experts = p->model.experts,
+            .groups = p->model.n_group,
+            .slots = unit_slots_per_gpu(unit[i]) * unit_gpus(unit[i]),
+            .ranks = unit_gpus(unit[i]),
+            .nodes = unit_nodes(unit[i]),
+        };
+        TRY(expert_drift_run(&params, &shape, minutes, &p->drift[i]));
+        for (int m = 0; m < minutes; m++) {
+            least = fmin(least, p->drift[i].imbalance[m]);
+            most = fmax(most, p->drift[i].imbalance[m]);
+        }
+        p->experts.imbalance[i] = p->drift[i].imbalance;
+    }
+    p->experts.minutes = minutes;
+    for (int i = 0; i < SIM_EXPERT_TABLES; i++)
+        p->experts.at[i] = least + (fmax(most, least + 0.01) - least) * i / (SIM_EXPERT_TABLES - 1);
+    p->drift_time = calloc(2 * SIM_EXPERT_TABLES, sizeof *p->drift_time);
+    if (!p->drift_time) return error_set(ERR_RESOURCE, "no memory for step times");
+    TRY(drift_tables(p, UNIT_PREFILL));
+    TRY(drift_tables(p, UNIT_DECODE));
+    p->experts.table[0] = p->drift_time;
+    p->experts.table[1] = p->drift_time + SIM_EXPERT_TABLES;
+    p->sim.experts = &p->experts;
+    return OK;
+}
+
 enum status study_plant_days(struct study_plant *p)
 {
     struct study *s = &p->study;
@@ -290,7 +354,8 @@ enum status study_plant_days(struct study_plant *p)
                    .nodes = unit_nodes(p->decode), .tokens_per_gpu = s->decode.per_gpu,
                    .uneven = s->decode.uneven_step},
     };
-    TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, 16384, &c->decode.time));
-    return sim_time_build(prefill_seconds, p->prefill, s->prefill.per_gpu, 32768,
-                          &c->prefill.time);
+    TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, DECODE_CONTEXT, &c->decode.time));
+    TRY(sim_time_build(prefill_seconds, p->prefill, s->prefill.per_gpu, PREFILL_CONTEXT,
+                       &c->prefill.time));
+    return build_drift(p, (int)ceil(c->hours * 60 + c->warmup_s / 60) + 1);
 }

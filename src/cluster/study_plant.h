@@ -5,6 +5,7 @@
 #define CLUSTER_STUDY_PLANT_H
 
 #include "account/account.h"
+#include "cluster/expert_drift.h"
 #include "cluster/sim.h"
 #include "cluster/study.h"
 #include "cluster/unit_model.h"
@@ -40,6 +41,9 @@ struct study_plant {
     struct workload_trace trace;
     struct node_plan plan;
     struct forecast *forecast[2]; /* prefill, decode; autoscaled only */
+    struct expert_drift drift[2]; /* prefill, decode; empty without experts.sigma */
+    struct sim_time *drift_time;  /* [2, SIM_EXPERT_TABLES]; owned */
+    struct sim_experts experts;
     struct sim_config sim;
 };
 

@@ -89,6 +89,19 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
     fprintf(out, "  KV pages ran out for %lld requests: moved to host memory and back; %lld prompts "
                  "larger than a rank's pages\n",
             (long long)d->sim.total[SIM_PREEMPTED], (long long)d->sim.total[SIM_REFUSED]);
+    for (int i = 0; i < 2 && p->drift[i].minutes; i++) {
+        const struct expert_drift *e = &p->drift[i];
+        const struct study_period_row *r = d->hour;
+        double mean = 0, never = 0;
+        for (int h = 0; h < d->sim.hours; h++) {
+            mean += (i ? r[h].decode_imbalance : r[h].prefill_imbalance) / d->sim.hours;
+            never += (i ? r[h].decode_imbalance_unplanned : r[h].prefill_imbalance_unplanned) /
+                     d->sim.hours;
+        }
+        fprintf(out, "  expert load, %s: busiest GPU %.3f of the mean over the day (%.3f had the "
+                     "first plan stayed); %d re-plans, each from %.3f to %.3f\n",
+                i ? "decode" : "prefill", mean, never, e->replans, e->before, e->after);
+    }
     fprintf(out, "  nodes %.2f mean, %.0f peak; %.0f node-hours, %.0f lent to other work\n",
             node_hours / hours, d->peak_nodes, node_hours, d->lent_node_hours);
     fprintf(out, "  input %.4g tokens, %.2f %% hits; output %.4g tokens\n",

@@ -71,6 +71,29 @@ def test_autoscaled_uses_fewer_nodes(tmp_path, forecast):
     assert abs(hour["finished"] / hour["requests"] - 1) < 0.05
 
 
+def test_experts_drift_and_are_placed_anew(tmp_path):
+    """Drifting loads with EPLB every 10 minutes: columns per minute, the same on two ranks."""
+    tables = []
+    for ranks in (1, 2):
+        h5 = tmp_path / f"e{ranks}.h5"
+        out = study(DAY, *SMALL, "workload.hours=0.5", "workload.requests=3e5",
+                    "experts.sigma=0.3", f"results={h5}", ranks=ranks).stdout
+        assert "3 re-plans" in out
+        with h5py.File(h5) as f:
+            tables.append(f["minutes"][:])
+    m = tables[0]
+    assert m.tobytes() == tables[1].tobytes()
+    assert (m["decode_imbalance"] > 1).all()
+    assert m["decode_imbalance"].mean() < m["decode_imbalance_unplanned"].mean()
+
+
+def test_requests_dealt_to_ranks(tmp_path):
+    h5 = tmp_path / "r.h5"
+    out = study(DAY, *SMALL, "workload.hours=0.1", "workload.requests=3e4", "workload.warmup_s=60",
+                "detail=ranks", f"results={h5}").stdout
+    assert "requests dealt to ranks" in out
+
+
 def test_trace(tmp_path):
     trace = tmp_path / "t.csv"
     trace.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n" +

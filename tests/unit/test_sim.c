@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "balance/decode_balance.h"
+#include "cluster/expert_drift.h"
 #include "cluster/sim.h"
 #include "cluster/study_day.h"
 
@@ -284,6 +285,74 @@ static void histogram(void **state)
     assert_true(isnan(sim_hist_quantile(hist, 0.5)));
 }
 
+/* Loads that drift leave their placement; a new one by EPLB mends that, for a while. */
+static void replanning_follows_the_load(void **state)
+{
+    (void)state;
+    struct eplb_shape shape = {.layers = 4, .experts = 256, .groups = 8, .slots = 288,
+                               .ranks = 144, .nodes = 18};
+    struct expert_drift_params p = {.sigma = 0.5, .tau_s = 7200, .replan_s = 600, .seed = 3};
+    struct expert_drift d, never, still;
+    assert_int_equal(expert_drift_run(&p, &shape, 241, &d), OK);
+    p.replan_s = 0;
+    assert_int_equal(expert_drift_run(&p, &shape, 241, &never), OK);
+    p.sigma = 0;
+    assert_int_equal(expert_drift_run(&p, &shape, 10, &still), OK);
+    double mean = 0, stay = 0;
+    for (int m = 0; m < 241; m++) {
+        mean += d.imbalance[m] / 241;
+        stay += d.never[m] / 241;
+        assert_true(d.never[m] == never.imbalance[m]);
+    }
+    printf("imbalance %.3f with, %.3f without new plans; each from %.3f to %.3f\n", mean, stay,
+           d.before, d.after);
+    assert_int_equal(d.replans, 24);
+    assert_int_equal(never.replans, 0);
+    assert_true(d.after < 0.97 * d.before && mean < 0.95 * stay && d.after > 1);
+    assert_true(still.imbalance[9] == still.imbalance[0]);
+    expert_drift_free(&d);
+    expert_drift_free(&never);
+    expert_drift_free(&still);
+}
+
+static double slow_decode_time(void *ctx, double batch, double context)
+{
+    return 2 * decode_time(ctx, batch, context);
+}
+
+/* Step times follow the minute's imbalance: halfway between two tables is the mean of both. */
+static void imbalance_slows_the_steps(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(40000);
+    struct sim_time *t = calloc(2 * SIM_EXPERT_TABLES, sizeof *t);
+    float one[64], half[64];
+    assert_non_null(t);
+    for (int i = 0; i < SIM_EXPERT_TABLES; i++) {
+        t[i] = b->c.prefill.time;
+        t[SIM_EXPERT_TABLES + i] = b->c.decode.time;
+    }
+    assert_int_equal(sim_time_build(slow_decode_time, NULL, 64, 8192, &t[SIM_EXPERT_TABLES + 1]),
+                     OK);
+    for (int m = 0; m < 64; m++) {
+        one[m] = 1;
+        half[m] = 1.5;
+    }
+    struct sim_experts e = {.minutes = 64, .imbalance = {one, half}, .at = {1, 2, 3, 4},
+                            .table = {t, t + SIM_EXPERT_TABLES}};
+    struct sim_result even = run(b);
+    b->c.experts = &e;
+    struct sim_result slow = run(b);
+    double tpot[2] = {(double)even.total[SIM_TPOT_TICKS] / (double)even.total[SIM_TPOT_TOKENS],
+                      (double)slow.total[SIM_TPOT_TICKS] / (double)slow.total[SIM_TPOT_TOKENS]};
+    printf("time per token %.3f of even load\n", tpot[1] / tpot[0]);
+    assert_true(tpot[1] > 1.4 * tpot[0] && tpot[1] < 1.6 * tpot[0]);
+    sim_result_free(&even);
+    sim_result_free(&slow);
+    free(t);
+    bench_free(b);
+}
+
 /* A sweep's point is the day that `study` runs: the money adds up, and what arrives leaves. */
 static void a_point_is_a_day(void **state)
 {
@@ -315,7 +384,8 @@ int main(void)
         cmocka_unit_test(small_cache_forgets), cmocka_unit_test(admission_bounds_pages),
         cmocka_unit_test(pages_run_out), cmocka_unit_test(balancers_deal_to_ranks),
         cmocka_unit_test(moved_requests_are_kept), cmocka_unit_test(speculation_keeps_the_tokens),
-        cmocka_unit_test(histogram), cmocka_unit_test(a_point_is_a_day),
+        cmocka_unit_test(histogram), cmocka_unit_test(replanning_follows_the_load),
+        cmocka_unit_test(imbalance_slows_the_steps), cmocka_unit_test(a_point_is_a_day),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
