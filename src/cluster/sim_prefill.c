@@ -49,7 +49,7 @@ enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
     int rank = 0;
     uint32_t pos = cached_tokens(r);
     if (s->cfg->prefill.ranks > 1) { /* what is cached is so for every rank: no reason to choose */
-        rank = prefill_balance_pick(&u->balance, r->prompt - pos, NULL, UINT64_MAX);
+        rank = prefill_balance_pick(&u->balance, r->prompt - pos, NULL, NULL);
         prefill_balance_add(&u->balance, rank, pos, r->prompt - pos);
     }
     struct sim_queue *to = &u->rank[rank].queue;
