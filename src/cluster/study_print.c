@@ -20,8 +20,7 @@ static void print_hours(const struct study_day *d, FILE *out)
                 100 * r->prefill_utilisation, 100 * r->decode_utilisation, 100 * r->kv_occupancy,
                 (double)r->decode_running / fmax(r->decode_units, 1), r->input_tokens_per_s_node,
                 r->output_tokens_per_s_node, r->ttft_p50_s, r->ttft_p90_s, r->ttft_p99_s,
-                1e3 * r->tpot_p50_s, 1e3 * r->tpot_p90_s, r->cost_usd / 1e3,
-                r->revenue_usd / 1e3);
+                1e3 * r->tpot_p50_s, 1e3 * r->tpot_p90_s, r->cost_usd / 1e3, r->revenue_usd / 1e3);
     }
 }
 
@@ -58,7 +57,8 @@ static void print_speed(const struct study_day *d, FILE *out)
         sum += speed, minutes++;
         low = fmin(low, speed), high = fmax(high, speed);
     }
-    fprintf(out, "  output speed of a request, tokens/s: mean over output tokens %.2f", d->output_speed);
+    fprintf(out, "  output speed of a request, tokens/s: mean over output tokens %.2f",
+            d->output_speed);
     if (finished > 0 && minutes > 0)
         fprintf(out, ", over requests %.2f, over time %.2f; minutes from %.2f to %.2f",
                 requests / finished, sum / minutes, low, high);
@@ -74,8 +74,8 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
     double node_hours = (d->prefill_node_s + d->decode_node_s) / 3600;
     fprintf(out, "# total, %.2f h, nodes %s%s%s\n", hours, mode[s->nodes.mode],
             s->nodes.mode == PLAN_AUTO ? ", forecast " : "",
-            s->nodes.mode == PLAN_AUTO
-                ? forecast_name((enum forecast_kind)s->autoscale.forecast) : "");
+            s->nodes.mode == PLAN_AUTO ? forecast_name((enum forecast_kind)s->autoscale.forecast)
+                                       : "");
     fprintf(out, "  requests %lld finished of %lld arrived, %lld moved when a unit left service\n",
             (long long)d->sim.total[SIM_FINISHED], (long long)d->sim.total[SIM_ARRIVALS],
             (long long)d->sim.total[SIM_MOVED]);
@@ -105,15 +105,17 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
     fprintf(out, "  nodes %.2f mean, %.0f peak; %.0f node-hours, %.0f lent to other work\n",
             node_hours / hours, d->peak_nodes, node_hours, d->lent_node_hours);
     fprintf(out, "  input %.4g tokens, %.2f %% hits; output %.4g tokens\n",
-            a->hit_tokens + a->miss_tokens,
-            100 * a->hit_tokens / (a->hit_tokens + a->miss_tokens), a->output_tokens);
-    fprintf(out, "  cost $%.0f, theoretical income $%.0f, profit $%.0f, margin on cost %.1f %%, "
-                 "gross margin %.1f %%\n",
+            a->hit_tokens + a->miss_tokens, 100 * a->hit_tokens / (a->hit_tokens + a->miss_tokens),
+            a->output_tokens);
+    fprintf(out,
+            "  cost $%.0f, theoretical income $%.0f, profit $%.0f, margin on cost %.1f %%, "
+            "gross margin %.1f %%\n",
             a->cost_usd, a->revenue_usd, a->profit_usd, 100 * a->margin_on_cost,
             100 * a->gross_margin);
     print_speed(d, out);
-    fprintf(out, "  minutes that miss the SLO: TTFT p90 > %g s in %.0f, TPOT p90 > %g ms in %.0f "
-                 "of %d\n",
+    fprintf(out,
+            "  minutes that miss the SLO: TTFT p90 > %g s in %.0f, TPOT p90 > %g ms in %.0f "
+            "of %d\n",
             s->slo.ttft_s, d->slo_ttft_missed_minutes, s->slo.tpot_ms, d->slo_tpot_missed_minutes,
             d->sim.minutes);
 }

@@ -86,8 +86,8 @@ static enum status point_study(const struct study *base, const struct sweep_axes
         snprintf(set, sizeof set, "%s=%s", axes->axis[a].key, axes->axis[a].value[digit[a]]);
         TRY(study_set(s, set));
         if (at < sizeof r->values - 1)
-            at += (size_t)snprintf(r->values + at, sizeof r->values - at, "%s%s", a ? " " : "",
-                                   set);
+            at +=
+                (size_t)snprintf(r->values + at, sizeof r->values - at, "%s%s", a ? " " : "", set);
         units |= !strcmp(axes->axis[a].key, "prefill.units") ||
                  !strcmp(axes->axis[a].key, "decode.units");
     }
@@ -121,8 +121,7 @@ static bool beats(const struct study_sweep_row *o, const struct study_sweep_row 
            o->tokens_per_s_gpu >= r->tokens_per_s_gpu &&
            o->usd_per_m_output <= r->usd_per_m_output &&
            (o->tokens_per_s_request > r->tokens_per_s_request ||
-            o->tokens_per_s_gpu > r->tokens_per_s_gpu ||
-            o->usd_per_m_output < r->usd_per_m_output);
+            o->tokens_per_s_gpu > r->tokens_per_s_gpu || o->usd_per_m_output < r->usd_per_m_output);
 }
 
 /* Fast requests first, of these the busier GPU, of these the cheaper: no later row beats an
@@ -311,7 +310,7 @@ enum status study_sweep_run(const struct study *s, const struct sweep_axes *axes
         return error_set(ERR_INPUT, "sweep: %.0f points, expected at most %d", points, POINTS_MAX);
     if (!s->has_targets)
         return error_set(ERR_INPUT, "sweep: targets is missing: mean prompt, output, hit ratio and "
-                         "KV per output token of the workload");
+                                    "KV per output token of the workload");
     TRY(check_names(s, axes));
     struct sweep_work w = {.s = s, .axes = axes, .ex = ex, .n = (int)points};
     w.hash = study_hash(s, axes);
@@ -319,8 +318,8 @@ enum status study_sweep_run(const struct study *s, const struct sweep_axes *axes
     out->row = calloc((size_t)w.n, sizeof *out->row);
     w.mine = calloc((size_t)w.n, sizeof *w.mine);
     w.done = calloc((size_t)w.n, sizeof *w.done);
-    enum status st = out->row && w.mine && w.done
-                         ? OK : error_set(ERR_RESOURCE, "no memory for %d points", w.n);
+    enum status st =
+        out->row && w.mine && w.done ? OK : error_set(ERR_RESOURCE, "no memory for %d points", w.n);
     if (st == OK && *s->results) out->resumed = take_over(s, w.hash, out->row, w.n, w.done);
     st = together(ex, st); /* nobody writes before all have read */
     if (st == OK) st = together(ex, all_points(&w, out->row));
@@ -337,4 +336,3 @@ void study_sweep_free(struct study_sweep *s)
     free(s->row);
     memset(s, 0, sizeof *s);
 }
-

@@ -10,17 +10,17 @@ enum { ALL_ROWS = 64, FRONT_ROWS = 40, CHEAP_ROWS = 10, REASONS = 12, REASON_TEX
 static void print_head(FILE *out)
 {
     fputs("#         batch   TPOT_ms  TTFT_s  tok/s/req  dec_tok/s/GPU  pre_tok/s/GPU  P:D_GPUs  "
-          "tok/s/GPU  $/Mtok   margin%  values\n", out);
+          "tok/s/GPU  $/Mtok   margin%  values\n",
+          out);
 }
 
 static void print_row(const struct study_sweep_row *r, FILE *out)
 {
     fprintf(out, "%c%c%c%6d %6.0f %9.2f %7.2f %10.2f %14.0f %14.0f %9.3f %10.0f %7.4f %9.1f  %s\n",
-            r->best ? '*' : ' ', r->pareto ? 'P' : ' ',
-            r->extrapolated ? 'e' : ' ', r->point, r->batch, 1e3 * r->tpot_s,
-            r->ttft_s, r->tokens_per_s_request, r->decode_tokens_per_s_gpu,
-            r->prefill_tokens_per_s_gpu, r->prefill_gpus_per_decode_gpu, r->tokens_per_s_gpu,
-            r->usd_per_m_output, 100 * r->margin_on_cost, r->values);
+            r->best ? '*' : ' ', r->pareto ? 'P' : ' ', r->extrapolated ? 'e' : ' ', r->point,
+            r->batch, 1e3 * r->tpot_s, r->ttft_s, r->tokens_per_s_request,
+            r->decode_tokens_per_s_gpu, r->prefill_tokens_per_s_gpu, r->prefill_gpus_per_decode_gpu,
+            r->tokens_per_s_gpu, r->usd_per_m_output, 100 * r->margin_on_cost, r->values);
 }
 
 /* Cheapest within the SLO first, then the cheapest of the others. */
@@ -57,10 +57,47 @@ static void print_some(const struct study_sweep_row **row, int n, int most, cons
     }
 }
 
+struct choice {
+    const char *word; /* "decode.ep=72", not terminated */
+    size_t len;
+    const struct study_sweep_row *best;
+};
+
+/* What each value of each axis can reach: the cheapest point within the SLO that has it. */
+static void print_choices(const struct study_sweep *w, FILE *out)
+{
+    enum { CHOICES = 256 };
+    struct choice c[CHOICES];
+    int n = 0;
+    for (int i = 0; i < w->n; i++) {
+        const struct study_sweep_row *r = &w->row[i];
+        for (const char *word = r->values; *word;) {
+            size_t len = strcspn(word, " ");
+            int k = 0;
+            while (k < n && (c[k].len != len || memcmp(c[k].word, word, len) != 0)) k++;
+            if (k == n && n < CHOICES) c[n++] = (struct choice){word, len, NULL};
+            if (k < n && r->feasible && r->meets_slo &&
+                (!c[k].best || r->usd_per_m_output < c[k].best->usd_per_m_output))
+                c[k].best = r;
+            word += len + strspn(word + len, " ");
+        }
+    }
+    fputs("# the cheapest within the SLO for each value\n", out);
+    print_head(out);
+    for (int k = 0; k < n; k++) {
+        fprintf(out, "# %.*s%s\n", (int)c[k].len, c[k].word, c[k].best ? "" : ": none");
+        if (c[k].best) print_row(c[k].best, out);
+    }
+}
+
 /* Like reasons differ in their numbers only: compare what comes before the first digit. */
 static void count_reasons(const struct study_sweep *w, FILE *out)
 {
-    struct { const struct study_sweep_row *first; char text[REASON_TEXT]; int n; } r[REASONS];
+    struct {
+        const struct study_sweep_row *first;
+        char text[REASON_TEXT];
+        int n;
+    } r[REASONS];
     int kinds = 0, impossible = 0, others = 0;
     for (int i = 0; i < w->n; i++) {
         const struct study_sweep_row *row = &w->row[i];
@@ -94,9 +131,10 @@ static void count_reasons(const struct study_sweep *w, FILE *out)
 
 void study_sweep_print(const struct study *s, const struct study_sweep *w, FILE *out)
 {
-    fprintf(out, "# sweep: %d points, %d taken over from before; SLO: TTFT %g s, TPOT %g ms\n"
-                 "# *: cheapest within the SLO; P: on the Pareto front of tok/s/request, "
-                 "tok/s/GPU, $/Mtok;\n# e: an all-to-all beyond the measured EP sizes, extrapolated\n",
+    fprintf(out,
+            "# sweep: %d points, %d taken over from before; SLO: TTFT %g s, TPOT %g ms\n"
+            "# *: cheapest within the SLO; P: on the Pareto front of tok/s/request, "
+            "tok/s/GPU, $/Mtok;\n# e: an all-to-all beyond the measured EP sizes, extrapolated\n",
             w->n, w->resumed, s->slo.ttft_s, s->slo.tpot_ms);
     const struct study_sweep_row **row = calloc((size_t)w->n + 1, sizeof *row);
     int feasible = 0, front = 0, meets = 0;
@@ -117,6 +155,7 @@ void study_sweep_print(const struct study *s, const struct study_sweep *w, FILE 
             if (w->row[i].feasible && w->row[i].pareto) row[front++] = &w->row[i];
         qsort(row, (size_t)front, sizeof *row, by_speed);
         print_some(row, front, FRONT_ROWS, "the Pareto front", out);
+        if (meets) print_choices(w, out);
     }
     count_reasons(w, out);
     free(row);

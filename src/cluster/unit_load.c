@@ -34,8 +34,10 @@ static enum status read_results(const char *path, const struct model_config *m, 
     if (st == OK) st = results_read_expert_load(path, m->layers, m->experts, all);
     if (st == OK) *layers = keep_loaded(all, m->layers, m->experts, kept);
     if (st == OK && !*layers)
-        st = error_set(ERR_INPUT, "experts.load: /experts/load of %s counts no token: give a run "
-                       "that computed some", path);
+        st = error_set(ERR_INPUT,
+                       "experts.load: /experts/load of %s counts no token: give a run "
+                       "that computed some",
+                       path);
     free(all);
     if (st == OK)
         *load = kept;

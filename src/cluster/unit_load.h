@@ -1,5 +1,5 @@
-/* unit_load.h - how often each expert was chosen, for a unit's placement: read from /experts/load of
- * a results file of `moebatch run`, or from a text file of one number an expert.
+/* unit_load.h - how often each expert was chosen, for placement: from /experts/load of a run's
+ * results file, or from a text file of one number an expert.
  *
  * The caller owns the array and frees it. Errors: ERR_INPUT naming the file and what it lacks.
  */

@@ -17,8 +17,8 @@ void provenance_libraries(char *text, size_t bytes)
     MPI_Get_library_version(mpi, &len);
     mpi[strcspn(mpi, "\n,")] = '\0';
     results_hdf5_versions(built, hdf5);
-    snprintf(text, bytes, "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s", mpi,
-             hdf5, built, yaml_get_version_string(), jansson_version_str(), __VERSION__);
+    snprintf(text, bytes, "%.80s; HDF5 %s (built with %s); libyaml %s; jansson %s; compiler %s",
+             mpi, hdf5, built, yaml_get_version_string(), jansson_version_str(), __VERSION__);
 }
 
 char *provenance_argv(int argc, char **argv)

@@ -5,8 +5,8 @@
 #include "cluster/study_sweep.h"
 #include "cmd/cmd.h"
 #include "cmd/exchange_mpi.h"
-#include "cmd/study_job.h"
 #include "cmd/provenance.h"
+#include "cmd/study_job.h"
 #include "cmd/study_unit.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -37,7 +37,8 @@ static void help(void)
          "  --progress       a line every 5 s\n"
          "  --force          replace an existing results file\n"
          "  --dump-config    print the study with all its defaults, and stop\n"
-         "  --hardware FILE  with a job file of `moebatch run` instead of a study: predicts the run\n"
+         "  --hardware FILE  with a job file of `moebatch run` instead of a study: predicts the "
+         "run\n"
          "                   on the host that `moebatch calibrate` measured into FILE (default\n"
          "                   inputs/hardware/this-machine.yaml); --set KEY=VALUE and --force as\n"
          "                   above, --output FILE.h5 keeps the figures\n"
@@ -69,8 +70,9 @@ static enum status parse(int argc, char **argv, struct study_args *a)
         else
             a->path = argv[i];
     }
-    return a->path ? OK : error_set(ERR_USAGE, "study: no study file given: moebatch study "
-                                    "STUDY.yaml");
+    return a->path ? OK
+                   : error_set(ERR_USAGE, "study: no study file given: moebatch study "
+                                          "STUDY.yaml");
 }
 
 static enum status print_fit(const struct study *study)
@@ -104,7 +106,8 @@ struct origin {
     char start_utc[32];
 };
 
-static enum status provenance(struct study_file *f, const struct study *s, const struct origin *from)
+static enum status provenance(struct study_file *f, const struct study *s,
+                              const struct origin *from)
 {
     char utc[32], program[128], libraries[512];
     clock_utc(utc);
@@ -115,10 +118,17 @@ static enum status provenance(struct study_file *f, const struct study *s, const
         free(yaml);
         return error_set(ERR_RESOURCE, "study: no memory");
     }
-    const struct { const char *key, *value; } attrs[] = {
-        {"study_yaml", yaml}, {"argv", from->line}, {"program_version", program},
-        {"git_revision", cmd_gitrev()}, {"libraries", libraries}, {"hosts", from->hosts},
-        {"level", study_level_name(s->level)}, {"start_utc", from->start_utc}, {"end_utc", utc}};
+    const struct {
+        const char *key, *value;
+    } attrs[] = {{"study_yaml", yaml},
+                 {"argv", from->line},
+                 {"program_version", program},
+                 {"git_revision", cmd_gitrev()},
+                 {"libraries", libraries},
+                 {"hosts", from->hosts},
+                 {"level", study_level_name(s->level)},
+                 {"start_utc", from->start_utc},
+                 {"end_utc", utc}};
     enum status st = OK;
     for (size_t i = 0; i < sizeof attrs / sizeof *attrs && st == OK; i++)
         st = study_file_attr(f, attrs[i].key, attrs[i].value);
@@ -207,8 +217,10 @@ enum status cmd_study(int argc, char **argv)
     if (!axes) return error_set(ERR_RESOURCE, "study: no memory");
     enum status st = study_read(a.path, a.n_set, a.set, &s, axes);
     if (st == OK && *s.results && !a.force && !a.dump && !a.fit && access(s.results, F_OK) == 0)
-        st = error_set(ERR_INPUT, "results: %s exists and would be overwritten: pass --force, or "
-                       "choose another name", s.results);
+        st = error_set(ERR_INPUT,
+                       "results: %s exists and would be overwritten: pass --force, or "
+                       "choose another name",
+                       s.results);
     if (st != OK) {
         free(axes);
         return st;

@@ -1,5 +1,6 @@
 """`moebatch study`: small days, ranks that agree, sweeps that resume, errors that name the numbers."""
 import os
+import re
 import subprocess
 
 import h5py
@@ -144,6 +145,172 @@ def test_killed_sweep_resumes(tmp_path):
     points.write_bytes(points.read_bytes()[:size - size // 8 - 5])  # torn in the last but one
     h5.rmdir()
     assert "8 points, 6 taken over" in study(path).stdout
+
+
+def expert_load(path, experts=256, layers=4, hot=8.0):
+    """A results file's /experts/load: expert 0 of each layer is `hot` times as busy."""
+    rows = np.zeros(layers * experts, dtype=[("layer", "<i4"), ("expert", "<i4"), ("rows", "<i8")])
+    rows["layer"], rows["expert"] = np.divmod(np.arange(layers * experts), experts)
+    rows["rows"] = np.where(rows["expert"] == 0, int(1000 * hot), 1000)
+    rows["rows"][rows["layer"] == 0] = 0  # a dense layer
+    with h5py.File(path, "w") as f:
+        f["experts/load"] = rows
+
+
+def unit_table(*sets, code=0):
+    args = [x for s in sets for x in ("--set", s)]
+    done = subprocess.run([str(BINARY), "study", "--unit", "--level", "tables", *args], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def imbalance(out):
+    return [float(x) for x in re.findall(r"imbalance ([0-9.]+)", out)]
+
+
+def test_measured_expert_load_is_placed_by_eplb(tmp_path):
+    h5 = tmp_path / "run.h5"
+    expert_load(h5)
+    prefill, decode = imbalance(unit_table(f"load={h5}").stdout)
+    # Replicas of the busy expert take its load: far from 8 x, and no rank is below the mean
+    assert 1 < prefill < 1.2 and 1 < decode < 1.7
+    # Without spare slots it stays whole: 8 of 288/32 ranks' 9 slots ...
+    bare = imbalance(unit_table(f"load={h5}", "prefill.redundant_experts=0",
+                                "decode.redundant_experts=0", "decode.ep=128",
+                                "decode.max_batch=64").stdout)
+    total = 255 + 8.0
+    assert bare[0] == pytest.approx(15 / (total / 32), rel=1e-3)
+    assert bare[1] == pytest.approx(9 / (total / 128), rel=1e-3)
+    # A figure that is given wins; the same key in a sweep
+    assert imbalance(unit_table(f"load={h5}", "imbalance=1.5").stdout) == [1.5, 1.5]
+    path = tmp_path / "s.yaml"
+    path.write_text(SWEEP.format(results=tmp_path / "s.h5"))
+    study(path, f"experts.load={h5}")
+    with h5py.File(tmp_path / "s.h5") as f:
+        loaded = f["sweep"]["tpot_s"][:]
+    study(path, flags=["--force"])
+    with h5py.File(tmp_path / "s.h5") as f:
+        assert (f["sweep"]["tpot_s"][:] < loaded).all()
+
+
+@pytest.mark.parametrize("experts,text", [(64, "64 experts"), (0, "/experts/load")])
+def test_expert_load_of_another_model(tmp_path, experts, text):
+    h5 = tmp_path / "run.h5"
+    if experts:
+        expert_load(h5, experts=257)
+        text = "another model"
+    else:
+        h5py.File(h5, "w").close()
+    assert text in unit_table(f"load={h5}", code=3).stderr
+
+
+def test_published_nodes_and_provenance(tmp_path):
+    h5 = tmp_path / "auto.h5"
+    study(DAY, "workload.hours=1", "workload.requests=9e5", "workload.warmup_s=300",
+          "workload.start_hour=12", "prefill.units=3", "decode.units=3", "nodes.mode=auto",
+          "autoscale.min_prefill=1", f"results={h5}")
+    with h5py.File(h5) as f:
+        assert f["account/hourly"]["published_nodes"][0] == 278
+        assert (f["minutes"]["published_nodes"][:] == 278).all()
+        attrs = dict(f.attrs)
+    for key in ("program_version", "git_revision", "argv", "hosts", "libraries", "start_utc",
+                "end_utc", "study_yaml", "status", "schema_version"):
+        assert key in attrs
+    text = lambda k: attrs[k].decode() if isinstance(attrs[k], bytes) else str(attrs[k])
+    assert text("program_version").startswith("moebatch ") and "HDF5" in text("libraries")
+    assert text("hosts").endswith("*1")
+
+
+WIDE = """
+targets: {{prompt: 3576.47, output: 988.235, hit_ratio: 0.5625, kv_per_output: 4989}}
+results: {results}
+sweep:
+  hardware: [h800, h20, b200, gb200]
+  usd_per_gpu_hour: [2, 3]
+  prefill.ep: [8, 32]
+  decode.ep: [16, 72, 144]
+  decode.redundant_experts: [0, 32]
+  decode.mtp: [false, true]
+  decode.overlap: [true, false]
+"""
+
+
+def test_wide_sweep_counts_what_cannot_be(tmp_path):
+    h5, path = tmp_path / "w.h5", tmp_path / "w.yaml"
+    path.write_text(WIDE.format(results=h5))
+    out = study(path).stdout
+    with h5py.File(h5) as f:
+        rows = f["sweep"][:]
+    assert len(rows) == 4 * 2 * 2 * 3 * 2 * 2 * 2
+    ok = rows[rows["feasible"] == 1]
+    assert f"# {len(ok)} points are possible" in out
+    assert f"# {len(rows) - len(ok)} points cannot be" in out
+    reasons = {r.decode() for r in rows["reason"][rows["feasible"] == 0]}
+    assert any("evenly: take ep" in r for r in reasons) and any("does not fit" in r for r in reasons)
+    counts = re.findall(r"^ +(\d+) like point", out, re.M)
+    assert sum(map(int, counts)) == len(rows) - len(ok)
+    assert "the cheapest within the SLO for each value" in out and "# hardware=h20" in out
+    # The front against the definition, point by point
+    v = np.stack([ok["tokens_per_s_request"], ok["tokens_per_s_gpu"], -ok["usd_per_m_output"]], 1)
+    beaten = [bool(((v >= a).all(1) & (v > a).any(1)).any()) for a in v]
+    assert (ok["pareto"] == ~np.array(beaten)).all()
+    meets = ok[ok["meets_slo"] == 1]
+    assert rows["best"].sum() == 1
+    assert ok[ok["best"] == 1]["usd_per_m_output"][0] == meets["usd_per_m_output"].min()
+    assert ok["extrapolated"].any() and not ok["extrapolated"].all()
+
+
+@pytest.mark.parametrize("axis,text", [
+    ("hardware: [h800, h900]", "h900"), ("model: [inputs/shapes/none]", "inputs/shapes/none"),
+    ("decode.batch: [1]", "decode.batch"), ("decode.ep: [many]", "many"), ("decode.ep: []", "list")])
+def test_sweep_of_names_that_do_not_exist(tmp_path, axis, text):
+    path = tmp_path / "w.yaml"
+    path.write_text(SWEEP.format(results="null").split("sweep:")[0] + f"sweep:\n  {axis}\n")
+    done = subprocess.run([str(BINARY), "study", str(path)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode in (2, 3) and text in done.stderr, done.stderr
+
+
+HEAD = "arrived_at,num_prefill_tokens,num_decode_tokens\n"
+
+
+@pytest.mark.parametrize("name,content,texts", [
+    ("t.csv", "", ["t.csv"]),
+    ("t.csv", HEAD, ["t.csv"]),
+    ("t.csv", HEAD + "0,10,5\n2,10,5\n1,10,5\n", ["t.csv:4"]),
+    ("t.csv", HEAD + "0,-10,5\n", ["t.csv:2", "-10"]),
+    ("t.csv", HEAD + "0,10,-5\n", ["t.csv:2", "-5"]),
+    ("t.csv", HEAD + "0,ten,5\n", ["t.csv:2"]),
+    ("t.jsonl", "", ["t.jsonl"]),
+    ("t.jsonl", '{"timestamp": 0, "input_length": -3, "output_length": 5, "hash_ids": []}\n',
+     ["t.jsonl:1", "-3"]),
+    ("t.jsonl", '{"timestamp": 9, "input_length": 3, "output_length": 5, "hash_ids": [1]}\n'
+     '{"timestamp": 8, "input_length": 3, "output_length": 5, "hash_ids": [1]}\n', ["t.jsonl:2"]),
+    ("t.jsonl", "not json\n", ["t.jsonl:1"]),
+])
+def test_bad_trace(tmp_path, name, content, texts):
+    trace = tmp_path / name
+    trace.write_text(content)
+    err = study(DAY, *SMALL, "workload.curve=null", f"workload.trace={trace}", code=3,
+                flags=["--force"]).stderr
+    for t in texts:
+        assert t in err, err
+
+
+@pytest.mark.parametrize("key,good,bad,text", [
+    ("hardware", "inputs/hardware/h20.yaml", "\nhbm_tb_s: 3\n", "hbm_tb_s"),
+    ("hardware", "inputs/hardware/h20.yaml", "\nhbm_gb_s: -1\n", "hbm_gb_s"),
+    ("prices", "inputs/prices/deepseek_r1.yaml", "\nprice_of_tea: 3\n", "price_of_tea"),
+    ("published", "inputs/workloads/deepseek_day_published.yaml", "\nnoise: 3\n", "noise"),
+])
+def test_unknown_keys_of_tables(tmp_path, key, good, bad, text):
+    path = tmp_path / "x.yaml"
+    body = (ROOT / good).read_text().replace("tables: ", f"tables: {ROOT}/inputs/hardware/")
+    path.write_text(body.replace("tables: /", "tables: /") + bad)
+    err = study(DAY, *[s for s in SMALL if not s.startswith("published")], f"{key}={path}",
+                code=3, flags=["--force"]).stderr
+    assert text in err and "x.yaml" in err, err
 
 
 @pytest.mark.parametrize("sets,code,texts", [

@@ -242,6 +242,60 @@ static void test_memory(void **state)
     unit_speed_free(u);
 }
 
+/* A load of several layers counts by the mean of their imbalances after EPLB. */
+static void test_load_of_layers(void **state)
+{
+    (void)state;
+    static float load[2 * 256];
+    double alone[2] = {0, 0}, both = 0;
+    for (int e = 0; e < 512; e++) load[e] = 100;
+    load[256 + 17] = 5000; /* the second layer has a busy expert */
+    for (int k = 0; k < 3; k++) {
+        struct unit_config c;
+        struct unit_speed *u = NULL;
+        unit_config_defaults(&c, UNIT_DECODE);
+        c.load = k == 2 ? load : load + 256 * k;
+        c.load_layers = k == 2 ? 2 : 1;
+        assert_int_equal(unit_speed_create(&h800, &v3, &c, &u), OK);
+        *(k == 2 ? &both : &alone[k]) = unit_imbalance(u);
+        unit_speed_free(u);
+    }
+    assert_true(alone[0] < alone[1]);
+    near_to("imbalance of two layers", both, (alone[0] + alone[1]) / 2, 1e-9);
+}
+
+/* Where the table's rows time the whole expert layer, its small kernels are not added again; the
+ * shared expert keeps its own. */
+static void test_whole_expert_rows(void **state)
+{
+    (void)state;
+    struct hardware whole = h800;
+    whole.expert_rows_whole = true;
+    for (int role = 0; role < 2; role++) {
+        struct unit_config c;
+        struct unit_speed *u[2];
+        struct unit_step s[2];
+        unit_config_defaults(&c, (enum unit_role)role);
+        assert_int_equal(unit_speed_create(&h800, &v3, &c, &u[0]), OK);
+        assert_int_equal(unit_speed_create(&whole, &v3, &c, &u[1]), OK);
+        for (int k = 0; k < 2; k++) {
+            if (role)
+                unit_decode_step(u[k], 128, 4096, &s[k]);
+            else
+                unit_prefill_step(u[k], 16384, 16384.0 * 2048, &s[k]);
+            unit_speed_free(u[k]);
+        }
+        double off = s[0].stage[STAGE_MLP].part[BOUND_KERNELS] -
+                     s[1].stage[STAGE_MLP].part[BOUND_KERNELS];
+        double want = role ? 2 + 6 * 64 / 128.0 : h800.calibrated.elementwise_mlp_us_per_row *
+                                                      8192 * v3.topk;
+        near_to(role ? "decode experts' small kernels, us" : "prefill experts' small kernels, us",
+                off, want, 1e-6);
+        assert_true(s[1].stage[STAGE_SHARED].part[BOUND_KERNELS] ==
+                    s[0].stage[STAGE_SHARED].part[BOUND_KERNELS]);
+    }
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -309,7 +363,8 @@ int main(void)
         cmocka_unit_test(test_distinct_nodes), cmocka_unit_test(test_decode_trace),
         cmocka_unit_test(test_training_trace), cmocka_unit_test(test_monotone),
         cmocka_unit_test(test_choices),        cmocka_unit_test(test_table),
-        cmocka_unit_test(test_memory),         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_memory),         cmocka_unit_test(test_load_of_layers), cmocka_unit_test(test_whole_expert_rows),
+        cmocka_unit_test(test_refused),
         cmocka_unit_test(test_everywhere)};
     return cmocka_run_group_tests_name("stage_time", tests, setup, teardown);
 }
