@@ -21,6 +21,15 @@ int isa_parse(const char *name)
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux gives the 8 KiB of tile state to processes that ask; it holds for all their threads. */
+static bool tiles_permitted(void)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
 
 /* __builtin_cpu_supports also checks that the OS saves the registers. */
 static const char *isa_missing(enum isa isa)
@@ -47,6 +56,7 @@ static const char *isa_missing(enum isa isa)
         if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return "amx_bf16";
         if (!(d & (1u << 24))) return "amx_tile";
         if (!(d & (1u << 22))) return "amx_bf16";
+        if (!tiles_permitted()) return "the kernel's permission to use amx tiles";
     }
     return 0;
 }

@@ -333,6 +333,7 @@ static void one_piece(void *arg, int i, struct lane *poll)
     const struct cut *cut = &p->cut;
     struct run run = {.call = p->call, .lane = poll, .s = scratch_get(p->number)};
     piece_run(&run, cut, cut->work * i / cut->pieces, cut->work * (i + 1) / cut->pieces);
+    if (p->call->uk->leave) p->call->uk->leave();
 }
 
 void gemm_drive(struct lane *lane, const struct gemm_call *call)

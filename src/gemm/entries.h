@@ -60,5 +60,6 @@ void gemm_entries_portable(struct kernels *k);
 void gemm_entries_avx2(struct kernels *k);
 void gemm_entries_avx512(struct kernels *k);
 void gemm_entries_avx512bf16(struct kernels *k);
+void gemm_entries_amx(struct kernels *k);
 
 #endif

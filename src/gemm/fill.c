@@ -5,7 +5,7 @@ int gemm_panel_rows(enum isa isa, enum dtype type)
 {
     (void)type; /* one width for all types so far */
 #if defined(__x86_64__)
-    if (isa >= ISA_AVX512_BF16) return ukernel_avx512bf16.nr;
+    if (isa >= ISA_AVX512_BF16) return ukernel_avx512bf16.nr; /* AMX too */
     if (isa == ISA_AVX512) return ukernel_avx512.nr;
     if (isa >= ISA_AVX2) return ukernel_avx2.nr;
 #endif
@@ -25,6 +25,7 @@ enum status gemm_kernels_fill(struct kernels *k, enum isa isa)
     if (isa >= ISA_AVX2) gemm_entries_avx2(k);
     if (isa >= ISA_AVX512) gemm_entries_avx512(k);
     if (isa >= ISA_AVX512_BF16) gemm_entries_avx512bf16(k);
+    if (isa == ISA_AMX) gemm_entries_amx(k);
 #endif
     return OK;
 }

@@ -2,12 +2,13 @@
  *
  * Fills the gemm part of struct kernels (device/kernels.h has the contracts): packing, dense,
  * grouped and batched products, conversion of activations. Instruction sets: portable C, AVX2
- * + FMA, AVX-512 in FP32, AVX-512 with BF16 dot products. ISA_AMX is served by the AVX-512 BF16
- * path; struct kernels then still carries the ISA that was asked for.
+ * + FMA, AVX-512 in FP32, AVX-512 with BF16 dot products, AMX tiles.
  *
  * Order of operations, hence bits (one ISA; rows and columns never influence one another):
  *   F32 x F32    c = sum over k ascending, one chain of fused multiply-adds per element
  *   BF16 x BF16  avx512_bf16: one chain of vdpbf16ps over pairs of k, ascending;
+ *                amx: per 32 of k the chains over even k and over odd k from zero, each of fused
+ *                multiply-adds, ascending; then c + (even + odd), as TDPBF16PS does
  *                else: widened exactly to FP32, then as F32 x F32
  *   x E4M3       per 128-deep block of k that chain gives p, then c = fma(p, s, c), blocks
  *                ascending, s = w_scale, or a_scale * w_scale (rounded once) for E4M3

@@ -14,7 +14,7 @@
 
 #include "gemm/gemm.h"
 
-enum { GEMM_KC = FP8_BLOCK, GEMM_KALIGN = 4, GEMM_MR_MAX = 6, GEMM_NR_MAX = 64 };
+enum { GEMM_KC = FP8_BLOCK, GEMM_KALIGN = 4, GEMM_NR_MAX = 64 };
 
 /* One step of the innermost product: c[rows, nr] += a[rows, depth] * b[depth, nr]. */
 struct gemm_tile {
@@ -46,12 +46,15 @@ struct ukernel {
     void (*widen_row)(enum dtype from, const void *src, int n, void *dst);
     /* rows <= mr; type is b's. */
     void (*tile)(enum dtype type, int rows, const struct gemm_tile *);
+    /* A thread has done a piece of work: releases what tile() set up. NULL: nothing. */
+    void (*leave)(void);
     /* One row of activations. */
     void (*row_bf16)(int n, const float *x, uint16_t *out);
     void (*row_e4m3)(int n, const float *x, bool ue8m0, uint8_t *q, float *scale);
 };
 
-extern const struct ukernel ukernel_portable, ukernel_avx2, ukernel_avx512, ukernel_avx512bf16;
+extern const struct ukernel ukernel_portable, ukernel_avx2, ukernel_avx512, ukernel_avx512bf16,
+    ukernel_amx;
 
 /* ---- layout (pack.c) ---- */
 

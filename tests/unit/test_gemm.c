@@ -8,9 +8,13 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "unit/amx_emulated.h"
 #include "core/numfmt.h"
 #include "core/rng.h"
 #include "gemm/gemm.h"
+#if defined(__x86_64__)
+#include "gemm/gemm_amx_body.h"
+#endif
 
 #include <math.h>
 #include <stdio.h>
@@ -57,6 +61,13 @@ static struct lane lane_of(int threads)
     return lane;
 }
 
+#if defined(__x86_64__)
+/* AMX where there is none: the same kernel over tile registers in plain C. */
+static const struct ukernel ukernel_amx_emulated = AMX_UKERNEL;
+void gemm_entries_amx_emulated(struct kernels *k);
+GEMM_ENTRIES(amx_emulated)
+#endif
+
 /* Calls test(kernels) for every instruction set of the host and names what is missing. */
 static void each_isa(void (*test)(const struct kernels *))
 {
@@ -71,6 +82,13 @@ static void each_isa(void (*test)(const struct kernels *))
         assert_int_equal(gemm_kernels_fill(&k, k.isa), OK);
         test(&k);
     }
+#if defined(__x86_64__)
+    if (!isa_supported(ISA_AMX, NULL) && isa_supported(ISA_AVX512_BF16, NULL)) {
+        struct kernels k = {.isa = ISA_AMX, .name = "amx, emulated"};
+        gemm_entries_amx_emulated(&k);
+        test(&k);
+    }
+#endif
 }
 
 struct pair {
