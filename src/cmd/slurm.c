@@ -161,7 +161,7 @@ static void print_sizes(const struct plan *p, const struct sizes *z, const struc
            p->ranks, z->tasks, m->shared / GIB, m->experts / GIB, (m->kv + m->index) / GIB,
            p->role[0].pages, rank_role_name(p->role[0].role), p->role[p->roles - 1].pages,
            p->pages_cut ? ", cut to fit" : "", (m->activations + m->growth) / GIB, m->ep / GIB,
-           m->program / GIB, z->margin / GIB);
+           (m->requests + m->program) / GIB, z->margin / GIB);
     if (!a->time) print_time(p, z, a->gflops > 0);
     printf("#SBATCH --job-name=moebatch\n#SBATCH --nodes=%d\n#SBATCH --ntasks=%d\n"
            "#SBATCH --ntasks-per-node=%d\n#SBATCH --cpus-per-task=%d\n",

@@ -8,8 +8,8 @@
 bool expert_slots_legal(int experts, int redundant, int ep)
 {
     return ep >= 1 && redundant >= 0 &&
-           ((int64_t)experts + redundant) % ep == 0 &&  /* the same slots on every rank */
-           redundant <= (int64_t)experts * (ep - 1);    /* at most one replica a rank */
+           ((int64_t)experts + redundant) % ep == 0 && /* the same slots on every rank */
+           redundant <= (int64_t)experts * (ep - 1);   /* at most one replica a rank */
 }
 
 int expert_slots_auto(int experts, int ep)
@@ -19,20 +19,38 @@ int expert_slots_auto(int experts, int ep)
     return wanted + (ep - (experts + wanted) % ep) % ep;
 }
 
+/* Adds a number to a list; false, and " ..." instead, when it is full. */
+static bool add(char *text, size_t bytes, int number)
+{
+    size_t used = strlen(text);
+    char one[16];
+    int n = snprintf(one, sizeof one, "%s%d", used ? " " : "", number);
+    bool fits = used + (size_t)n + sizeof " ..." <= bytes;
+    if (fits)
+        memcpy(text + used, one, (size_t)n + 1);
+    else if (used + sizeof " ..." <= bytes)
+        memcpy(text + used, " ...", sizeof " ...");
+    return fits;
+}
+
 void expert_slots_list(int experts, int redundant, char *text, size_t bytes)
 {
-    size_t used = 0;
-    if (bytes > 0) text[0] = '\0';
-    for (int ep = 1; ep <= experts + redundant; ep++) {
-        if (!expert_slots_legal(experts, redundant, ep)) continue;
-        char one[16];
-        int n = snprintf(one, sizeof one, "%s%d", used ? " " : "", ep);
-        if (used + (size_t)n + sizeof " ..." > bytes) {
-            if (used + sizeof " ..." <= bytes) memcpy(text + used, " ...", sizeof " ...");
+    text[0] = '\0';
+    for (int ep = 1; ep <= experts + redundant; ep++)
+        if (expert_slots_legal(experts, redundant, ep) && !add(text, bytes, ep)) return;
+}
+
+void expert_slots_redundant(int experts, int ep, char *text, size_t bytes)
+{
+    enum { MOST = 6 };
+    text[0] = '\0';
+    for (int r = 0, n = 0; r <= (int64_t)experts * (ep - 1); r++) {
+        if (!expert_slots_legal(experts, r, ep)) continue;
+        if (n++ == MOST) {
+            snprintf(text + strlen(text), bytes - strlen(text), " ...");
             return;
         }
-        memcpy(text + used, one, (size_t)n + 1);
-        used += (size_t)n;
+        if (!add(text, bytes, r)) return;
     }
 }
 

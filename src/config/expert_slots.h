@@ -19,6 +19,9 @@ int expert_slots_auto(int experts, int ep);
  * text is full. */
 void expert_slots_list(int experts, int redundant, char *text, size_t bytes);
 
+/* "0 32 64 ...": the smallest numbers of redundant experts that are legal at that size. */
+void expert_slots_redundant(int experts, int ep, char *text, size_t bytes);
+
 /* The largest divisor of slots at or below ep and the smallest at or above it, 0 where there is
  * none. */
 void expert_slots_nearest(int slots, int ep, int *below, int *above);

@@ -1,7 +1,7 @@
 /* memory.c - see memory.h. */
 #include "engine/memory.h"
 
-#include "engine/wire.h"
+#include "engine/sequence.h"
 #include "kvcache/page_pool.h"
 #include "kvcache/prefix_index.h"
 
@@ -93,6 +93,20 @@ struct model_memory memory_activations(const struct job *job, const struct model
                         rows * cfg->topk);
 }
 
+/* Requests that the router lets a rank have: a batch and those whose prompt is being computed, two
+ * chunks of queued prompts. */
+static double request_bytes(const struct job *job, const struct memory_facts *f)
+{
+    const struct job_role *c = rank_map_role(job, f->role);
+    double longest = f->longest > 0 ? f->longest : MODEL_PLAN_CONTEXT;
+    double tokens = longest + job->sampling.max_tokens;
+    double each =
+        sizeof(struct sequence) + sizeof(int32_t) * (2 * tokens + tokens / job->kv.page_tokens);
+    double queued = f->role == RANK_DECODE ? 0 : 2.0 * c->chunk_tokens * sizeof(int32_t) + each;
+    double batch = f->role == RANK_PREFILL ? 0 : c->max_batch + c->max_batch / 4.0 + 1;
+    return queued + batch * each;
+}
+
 enum status memory_of_rank(const struct job *job, const struct model_config *cfg,
                            const struct memory_facts *f, struct rank_memory *out)
 {
@@ -105,6 +119,7 @@ enum status memory_of_rank(const struct job *job, const struct model_config *cfg
         .activations = (double)act.start,
         .growth = (double)(act.context + act.routed),
         .ep = (double)(ep.window + ep.heap),
+        .requests = request_bytes(job, f),
         .program = rank_program + rank_peer * job_ranks(job),
     };
     return OK;
@@ -148,7 +163,7 @@ double memory_pages_share(const struct job *job, const struct rank_memory *host,
 double memory_sum(const struct rank_memory *m)
 {
     return m->shared + m->experts + m->kv + m->index + m->activations + m->growth + m->ep +
-           m->program;
+           m->requests + m->program;
 }
 
 void memory_add(struct rank_memory *host, const struct rank_memory *rank, int n)
@@ -160,6 +175,7 @@ void memory_add(struct rank_memory *host, const struct rank_memory *rank, int n)
     host->activations += n * rank->activations;
     host->growth += n * rank->growth;
     host->ep += n * rank->ep;
+    host->requests += n * rank->requests;
     host->program += n * rank->program;
 }
 
@@ -176,5 +192,6 @@ enum status memory_check(const struct rank_memory *m, const char *name, int rank
                      "max_batch or ep.max_tokens_per_rank, or use more hosts",
                      ranks, ranks > 1 ? "s" : "", name, all / gib, have / gib, m->shared / gib,
                      m->experts / gib, (m->kv + m->index) / gib, pages,
-                     (m->activations + m->growth) / gib, m->ep / gib, m->program / gib);
+                     (m->activations + m->growth) / gib, m->ep / gib,
+                     (m->requests + m->program) / gib);
 }

@@ -22,7 +22,8 @@ struct rank_memory {
     double activations; /* buffers of a step */
     double growth;      /* the longest prompt's context, rows of the routed experts */
     double ep;          /* all-to-all */
-    double program;     /* code and libraries, MPI, tables, requests under way */
+    double requests;    /* tokens and page tables of requests under way */
+    double program;     /* code and libraries, MPI, tables */
 };
 enum { MEMORY_PARTS = sizeof(struct rank_memory) / sizeof(double) };
 

@@ -85,7 +85,7 @@ static void find_fullest(struct plan *p)
         for (int i = 0; i < p->roles; i++)
             memory_add(&host, &p->role[i].memory,
                        rank_map_on_host(&p->job, p->role[i].role, h, p->ranks_per_host));
-        if (h == 0) host.program += p->tokens.index_bytes;
+        if (h == 0) host.requests += p->tokens.index_bytes;
         if (memory_sum(&host) <= memory_sum(&p->host)) continue;
         p->host = host;
         p->fullest = h;

@@ -75,17 +75,18 @@ static void print_ranks(const struct plan *p, FILE *out)
     for (int i = 0; i < p->roles && p->model->experts; i++) {
         const struct job_role *j = p->role[i].job;
         char list[160];
+        expert_slots_redundant(p->model->experts, j->ep, list, sizeof list);
+        fprintf(out, "  legal redundant experts at EP %d: %s\n", j->ep, list);
         if (i > 0 && j->redundant_experts == p->role[0].job->redundant_experts) break;
         expert_slots_list(p->model->experts, j->redundant_experts, list, sizeof list);
-        fprintf(out, "  legal EP sizes with %d + %d redundant = %d expert slots: %s\n",
-                p->model->experts, j->redundant_experts, p->model->experts + j->redundant_experts,
-                list);
+        fprintf(out, "  legal EP sizes with %d + %d redundant = %d slots: %s\n", p->model->experts,
+                j->redundant_experts, p->model->experts + j->redundant_experts, list);
     }
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-enum { LINES = 13 };
+enum { LINES = 14 };
 
 static const char *const line_names[LINES] = {
     "experts' weights",
@@ -99,7 +100,8 @@ static const char *const line_names[LINES] = {
     "send and return: COMBINE rows",
     "forwarding into the node",
     "all-to-all: counts, packed rows",
-    "program, MPI, requests",
+    "requests under way",
+    "program, MPI",
     "a rank",
 };
 
@@ -121,6 +123,7 @@ static void fill_lines(const struct plan_role *r, double out[LINES])
         (double)ep->combine,
         (double)ep->rings,
         (double)(ep->control + ep->heap),
+        m->requests,
         m->program,
         memory_sum(m) - m->shared,
     };
@@ -140,6 +143,8 @@ static void print_rank_memory(const struct plan *p, FILE *out)
         fprintf(out, "\n  %-32s", line_names[k]);
         for (int i = 0; i < p->roles; i++) fprintf(out, " %14s", bytes(buf, value[i][k]));
     }
+    fprintf(out, "\n  rank 0 also keeps %s of the token file's index and the journal's",
+            bytes(buf, p->tokens.index_bytes));
     fprintf(out,
             "\n  (buffers take memory as they fill; routed rows at an even load of experts)\n");
 }

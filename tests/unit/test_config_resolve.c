@@ -41,6 +41,27 @@ static void test_production(void **state)
     assert_int_equal(job_ranks(&j), 176);
 }
 
+static void test_lists(void **state)
+{
+    (void)state;
+    char text[64], tiny[16];
+    int below, above;
+    expert_slots_list(16, 0, text, sizeof text);
+    assert_string_equal(text, "1 2 4 8 16");
+    expert_slots_list(256, 32, tiny, sizeof tiny);
+    assert_string_equal(tiny, "2 3 4 6 8 9 ...");
+    expert_slots_redundant(256, 144, text, sizeof text);
+    assert_string_equal(text, "32 176 320 464 608 752 ...");
+    expert_slots_redundant(4, 2, text, sizeof text);
+    assert_string_equal(text, "0 2 4");
+    expert_slots_redundant(256, 1, text, sizeof text);
+    assert_string_equal(text, "0");
+    expert_slots_nearest(288, 10, &below, &above);
+    assert_true(below == 9 && above == 12);
+    expert_slots_nearest(288, 300, &below, &above);
+    assert_true(below == 288 && above == 0);
+}
+
 static void test_autos(void **state)
 {
     (void)state;
@@ -137,7 +158,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_production),
-        cmocka_unit_test(test_autos),
+        cmocka_unit_test(test_lists), cmocka_unit_test(test_autos),
         cmocka_unit_test(test_288_slots),
         cmocka_unit_test(test_refusals),
     };

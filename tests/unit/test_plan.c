@@ -147,9 +147,11 @@ static void test_components(void **state)
     assert_true(ep.window == ep.receive + ep.fixed + ep.combine + ep.rings + ep.control);
     assert_true(ep.fixed == 0 && ep.receive > 0 && ep.rings == 0);
     assert_true(memory_sum(&small) == small.shared + small.experts + small.activations +
-                                          small.growth + small.ep + small.program);
+                                          small.growth + small.ep + small.requests +
+                                          small.program);
     f.longest = 1000;
     assert_int_equal(memory_of_rank(&job, &c, &f, &large), OK);
+    assert_true(large.requests > small.requests);
     assert_true(large.growth > small.growth && large.activations == small.activations);
     job.prefill.chunk_tokens = 512;
     assert_int_equal(memory_of_rank(&job, &c, &f, &large), OK);
