@@ -13,6 +13,8 @@ static const struct {
      cmd_bench_machine, false},
     {"gemm", "dense, grouped and masked matrix products", cmd_bench_gemm, false},
     {"mla", "prefill attention and paged decode attention", cmd_bench_mla, false},
+    {"kv", "the disk tier of the KV cache on a folder, or its eviction on a trace", cmd_bench_kv,
+     false},
     {"ep", "dispatch and combine over the ranks of mpirun", cmd_bench_ep, true},
 };
 #define BENCHES (sizeof benches / sizeof *benches)
@@ -44,6 +46,7 @@ enum status cmd_bench(int argc, char **argv)
         return OK;
     }
     if (argc > 1)
-        return error_set(ERR_USAGE, "unknown benchmark %s: one of machine, gemm, mla, ep", argv[1]);
-    return error_set(ERR_USAGE, "which benchmark? moebatch bench machine | gemm | mla | ep");
+        return error_set(ERR_USAGE, "unknown benchmark %s: one of machine, gemm, mla, kv, ep",
+                         argv[1]);
+    return error_set(ERR_USAGE, "which benchmark? moebatch bench machine | gemm | mla | kv | ep");
 }

@@ -20,6 +20,10 @@ enum status cmd_bench_machine(int argc, char **argv);
 enum status cmd_bench_gemm(int argc, char **argv);
 enum status cmd_bench_mla(int argc, char **argv);
 enum status cmd_bench_ep(int argc, char **argv);
+enum status cmd_bench_kv(int argc, char **argv);
+
+/* bench kv --trace: index and eviction of the disk tier on a trace's hash_ids. */
+enum status bench_kv_trace(const char *path);
 
 /* Measured ceilings of `threads` threads together. */
 struct bench_machine {

@@ -31,6 +31,23 @@ uint64_t hash64(const void *data, size_t bytes, uint64_t seed)
     return hash_fold(h ^ 0xa4093822299f31d0u, 0xbf58476d1ce4e5b9u ^ seed);
 }
 
+uint64_t hash64_bulk(const void *data, size_t bytes, uint64_t seed)
+{
+    enum { LANES = 8 };
+    const uint8_t *p = data;
+    uint64_t lane[LANES];
+    size_t left = bytes;
+    for (int i = 0; i < LANES; i++)
+        lane[i] = seed ^ (0x243f6a8885a308d3u + (uint64_t)i * 0x9e3779b97f4a7c15u);
+    for (; left >= 8 * LANES; left -= 8 * LANES, p += 8 * LANES)
+        for (int i = 0; i < LANES; i++) {
+            uint64_t w;
+            memcpy(&w, p + 8 * i, 8);
+            lane[i] = hash_fold(lane[i] ^ w, 0x9e3779b97f4a7c15u) + 0x13198a2e03707344u;
+        }
+    return hash64(p, left, hash64(lane, sizeof lane, bytes));
+}
+
 struct hash128 hash128(const void *data, size_t bytes, struct hash128 seed)
 {
     struct hash128 h;

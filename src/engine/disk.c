@@ -33,23 +33,31 @@ struct rank_disk {
 
 /* ---- open, close ---------------------------------------------------------------------------- */
 
-static char *layer_page(const struct rank *r, int layer, int32_t page)
+/* Where byte `at` of a page (all layers one after another) lies, and how many bytes follow it in
+ * one piece. */
+static char *page_part(const struct rank *r, int32_t page, size_t at, size_t *left)
 {
-    return model_cache_layer(&r->model, layer) + (size_t)page * r->page_layer_bytes;
+    size_t layer = at / r->page_layer_bytes, within = at % r->page_layer_bytes;
+    *left = r->page_layer_bytes - within;
+    return model_cache_layer(&r->model, (int)layer) + (size_t)page * r->page_layer_bytes + within;
 }
 
-static void gather(void *rank, int32_t page, char *out)
+static void gather(void *rank, int32_t page, size_t at, size_t bytes, char *out)
 {
-    const struct rank *r = rank;
-    for (int l = 0; l < r->model.cfg->layers; l++, out += r->page_layer_bytes)
-        memcpy(out, layer_page(r, l, page), r->page_layer_bytes);
+    for (size_t n; bytes > 0; at += n, out += n, bytes -= n) {
+        const char *part = page_part(rank, page, at, &n);
+        if (n > bytes) n = bytes;
+        memcpy(out, part, n);
+    }
 }
 
-static void scatter(void *rank, int32_t page, const char *in)
+static void scatter(void *rank, int32_t page, size_t at, size_t bytes, const char *in)
 {
-    const struct rank *r = rank;
-    for (int l = 0; l < r->model.cfg->layers; l++, in += r->page_layer_bytes)
-        memcpy(layer_page(r, l, page), in, r->page_layer_bytes);
+    for (size_t n; bytes > 0; at += n, in += n, bytes -= n) {
+        char *part = page_part(rank, page, at, &n);
+        if (n > bytes) n = bytes;
+        memcpy(part, in, n);
+    }
 }
 
 enum status rank_disk_open(struct rank *r, struct hash128 fingerprint)
@@ -323,5 +331,6 @@ void rank_disk_offer(struct rank *r, struct sequence *s)
         page_pool_unref(&r->pool, s->pages[at]);
         if (!disk_store_has(d->store, s->chain[at])) break;
     }
-    if (whole) disk_store_touch(d->store, s->chain, s->n_chain, s->n_chain);
+    if (whole)
+        disk_store_touch(d->store, s->chain, (uint32_t)s->f.cached_tokens / pt, s->n_chain);
 }

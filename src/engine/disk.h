@@ -1,10 +1,10 @@
-/* disk.h - the disk tier of a rank that prefills: fetches the cached prefixes of queued requests while
- * others compute, and hands new pages of prompts to the writer.
+/* disk.h - the disk tier of a rank that prefills: fetches the cached prefixes of queued requests
+ * while others compute, and hands new pages of prompts to the writer.
  *
  * Look-ups go to memory first (kvcache/prefix_index), then to disk (kvcache/disk_store). Pages from
- * disk go into free pages of the pool and, when all asked for have come, into the memory index, where
- * the request finds them when it is admitted: a page from disk and one computed here are the same
- * bits. Nothing here waits: a request whose pages are under way is passed over until they are
+ * disk go into free pages of the pool and, when all asked for have come, into the memory index,
+ * where the request finds them when it is admitted: a page from disk and one computed here are the
+ * same bits. Nothing here waits: a request whose pages are under way is passed over until they are
  * there, and after FETCH_PATIENCE_S is computed instead.
  *
  * Pages are borrowed from the pool by reference: those of a fetch until its request is admitted,

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +29,9 @@ static double host_now(void)
 
 double disk_dir_now(const struct disk_dir *dir)
 {
-    return host_now() + dir->clock_offset;
+    double offset; /* either thread of a store may be setting it */
+    __atomic_load(&dir->clock_offset, &offset, __ATOMIC_RELAXED);
+    return host_now() + offset;
 }
 
 /* ---- names ---------------------------------------------------------------------------------- */
@@ -40,7 +43,7 @@ static void make_writer(int rank, char out[DISK_WRITER_MAX])
     struct timespec t;
     gethostname(host, sizeof host - 1);
     for (char *c = host; *c; c++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", *c)) *c = '_';
+        if (!isalnum((unsigned char)*c)) *c = '_';
     clock_gettime(CLOCK_REALTIME, &t);
     snprintf(out, DISK_WRITER_MAX, "%s.%ld.%d.%llx", host, (long)getpid(), rank,
              (unsigned long long)t.tv_sec * 1000000000u + (unsigned long long)t.tv_nsec);
@@ -100,7 +103,9 @@ static void lease_name(const char *writer, char out[DISK_NAME_MAX])
 static void set_clock(struct disk_dir *dir, int fd)
 {
     struct stat st;
-    if (fstat(fd, &st) == 0) dir->clock_offset = seconds(&st.st_mtim) - host_now();
+    if (fstat(fd, &st) != 0) return;
+    double offset = seconds(&st.st_mtim) - host_now();
+    __atomic_store(&dir->clock_offset, &offset, __ATOMIC_RELAXED);
 }
 
 bool disk_lease_write(struct disk_dir *dir, const char (*names)[DISK_NAME_MAX], size_t n)

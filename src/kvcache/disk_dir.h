@@ -16,7 +16,13 @@
 
 enum { DISK_NAME_MAX = 160, DISK_WRITER_MAX = 96 };
 
-enum disk_file { DISK_FILE_OTHER, DISK_FILE_OPEN, DISK_FILE_SEALED, DISK_FILE_DYING, DISK_FILE_LEASE };
+enum disk_file {
+    DISK_FILE_OTHER,
+    DISK_FILE_OPEN,
+    DISK_FILE_SEALED,
+    DISK_FILE_DYING,
+    DISK_FILE_LEASE
+};
 
 struct disk_dir {
     int fd;                        /* of the folder */
@@ -40,7 +46,8 @@ void disk_name_suffix(const char *name, const char *suffix, char out[DISK_NAME_M
 /* What a name is; its model and writer (which may be NULL). */
 enum disk_file disk_name_parse(const char *name, uint64_t *model, char writer[DISK_WRITER_MAX]);
 
-/* Replaces the lease: the names of segments that this process reads. False on failure. */
+/* Replaces the lease: the names of segments that this process reads. False on failure. One caller
+ * at a time. */
 bool disk_lease_write(struct disk_dir *dir, const char (*names)[DISK_NAME_MAX], size_t n);
 /* Touches the lease and reads the file system's clock. */
 bool disk_lease_renew(struct disk_dir *dir);

@@ -88,16 +88,31 @@ bool disk_header_get(const void *block, struct disk_shape *shape)
            h.page_bytes <= (uint64_t)1 << 40 && disk_header_check(shape, block);
 }
 
-static uint64_t record_check(const struct disk_shape *shape, const struct record_head *head,
-                             const void *record)
+/* Of everything before the page but the checksum itself. */
+static uint64_t check_head(const struct disk_shape *shape, const void *record)
 {
-    uint64_t h = hash64(head, offsetof(struct record_head, check), 0);
-    const char *rest = (const char *)record + sizeof *head;
-    return hash64(rest, disk_page_at(shape) - sizeof *head + shape->page_bytes, h);
+    uint64_t h = hash64(record, offsetof(struct record_head, check), DISK_FORMAT);
+    return hash64((const char *)record + sizeof(struct record_head),
+                  disk_page_at(shape) - sizeof(struct record_head), h);
 }
 
-void disk_record_put(const struct disk_shape *shape, const struct disk_key *key,
-                     const int32_t *tokens, void *record)
+uint64_t disk_check_piece(uint64_t check, const void *piece, size_t bytes)
+{
+    return hash64_bulk(piece, bytes, check);
+}
+
+static uint64_t check_page(const struct disk_shape *shape, uint64_t check, const void *record)
+{
+    const char *page = (const char *)record + disk_page_at(shape);
+    for (uint64_t at = 0; at < shape->page_bytes; at += DISK_PIECE) {
+        uint64_t left = shape->page_bytes - at;
+        check = disk_check_piece(check, page + at, left < DISK_PIECE ? left : DISK_PIECE);
+    }
+    return check;
+}
+
+uint64_t disk_record_begin(const struct disk_shape *shape, const struct disk_key *key,
+                           const int32_t *tokens, void *record)
 {
     struct record_head h;
     memset(&h, 0, sizeof h);
@@ -108,21 +123,48 @@ void disk_record_put(const struct disk_shape *shape, const struct disk_key *key,
     size_t at = disk_page_at(shape), end = at + shape->page_bytes;
     char *r = record;
     memset(r, 0, at);
+    memcpy(r, &h, sizeof h);
     memcpy(r + sizeof h, tokens, shape->page_tokens * sizeof *tokens);
     memset(r + end, 0, disk_stride(shape) - end);
-    h.check = record_check(shape, &h, record);
-    memcpy(r, &h, sizeof h);
+    return check_head(shape, record);
+}
+
+void disk_record_end(uint64_t check, void *record)
+{
+    memcpy((char *)record + offsetof(struct record_head, check), &check, sizeof check);
+}
+
+bool disk_record_open(const struct disk_shape *shape, const void *record, struct disk_key *key,
+                      const int32_t **tokens, uint64_t *check)
+{
+    struct record_head h;
+    memcpy(&h, record, sizeof h);
+    if (h.magic != RECORD_MAGIC) return false;
+    *key = (struct disk_key){h.hash, h.parent, h.depth};
+    *tokens = (const int32_t *)(const void *)((const char *)record + sizeof h);
+    *check = check_head(shape, record);
+    return true;
+}
+
+bool disk_record_right(uint64_t check, const void *record)
+{
+    return memcmp((const char *)record + offsetof(struct record_head, check), &check,
+                  sizeof check) == 0;
+}
+
+void disk_record_put(const struct disk_shape *shape, const struct disk_key *key,
+                     const int32_t *tokens, void *record)
+{
+    uint64_t check = disk_record_begin(shape, key, tokens, record);
+    disk_record_end(check_page(shape, check, record), record);
 }
 
 bool disk_record_get(const struct disk_shape *shape, const void *record, struct disk_key *key,
                      const int32_t **tokens)
 {
-    struct record_head h;
-    memcpy(&h, record, sizeof h);
-    if (h.magic != RECORD_MAGIC || h.check != record_check(shape, &h, record)) return false;
-    *key = (struct disk_key){h.hash, h.parent, h.depth};
-    *tokens = (const int32_t *)(const void *)((const char *)record + sizeof h);
-    return true;
+    uint64_t check;
+    return disk_record_open(shape, record, key, tokens, &check) &&
+           disk_record_right(check_page(shape, check, record), record);
 }
 
 size_t disk_table_bytes(uint32_t n)

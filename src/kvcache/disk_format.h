@@ -1,8 +1,8 @@
 /* disk_format.h - what a segment file of the disk tier looks like, as bytes in memory; no I/O.
  *
  *   block 0           header: whose pages these are (fingerprint, sizes), padded to DISK_BLOCK
- *   records           slot s at DISK_BLOCK + s * stride: head, token ids, page, padding; stride is a
- *                     multiple of DISK_BLOCK, so that direct I/O reads a page in one piece
+ *   records           slot s at DISK_BLOCK + s * stride: head, token ids, page, padding; stride is
+ *                     a multiple of DISK_BLOCK, so that direct I/O reads a page in one piece
  *   table, tail       only in a sealed segment: a table row per page, then a tail in the last bytes
  *                     of the last block, which says where the table is
  *
@@ -23,7 +23,7 @@ enum { DISK_BLOCK = 4096, DISK_FORMAT = 1 };
 
 /* What makes pages comparable. */
 struct disk_shape {
-    struct hash128 fingerprint; /* model, numerics, kernels: everything that decides a page's bits */
+    struct hash128 fingerprint; /* of model, numerics, kernels: all that decides a page's bits */
     uint32_t page_tokens;
     uint64_t page_bytes;        /* of all layers */
 };
@@ -53,7 +53,22 @@ bool disk_header_check(const struct disk_shape *shape, const void *block);
 /* The shape that a header states, of whichever model; false when it is no header. */
 bool disk_header_get(const void *block, struct disk_shape *shape);
 
-/* Completes a record of stride bytes whose page is already in place: head, tokens, checksum. */
+/* The checksum of a record goes on piece by piece, so that a page is copied and checked while the
+ * piece is in the cache: DISK_PIECE bytes each from the page's beginning, the last one shorter. */
+enum { DISK_PIECE = 32768 };
+/* Fills a record of stride bytes but for the page and the checksum, and says what the checksum
+ * begins with. */
+uint64_t disk_record_begin(const struct disk_shape *shape, const struct disk_key *key,
+                           const int32_t *tokens, void *record);
+uint64_t disk_check_piece(uint64_t check, const void *piece, size_t bytes);
+void disk_record_end(uint64_t check, void *record);
+/* The head of a record that was read; *check: what the checksum begins with. False when there is no
+ * head. */
+bool disk_record_open(const struct disk_shape *shape, const void *record, struct disk_key *key,
+                      const int32_t **tokens, uint64_t *check);
+bool disk_record_right(uint64_t check, const void *record);
+
+/* All of it at once. The page of stride bytes' record is already in place. */
 void disk_record_put(const struct disk_shape *shape, const struct disk_key *key,
                      const int32_t *tokens, void *record);
 /* True when the checksum is right; the key goes to *key, *tokens points into the record. */

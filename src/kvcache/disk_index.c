@@ -1,16 +1,27 @@
 /* disk_index.c - a slab of entries, a chained hash table, and one recency list per class.
  *
+ * The policy: a prompt that continues an earlier one (its last page found is where that one ended)
+ * is a further turn of a conversation, and the more turns a conversation has had the likelier there
+ * is another. Its pages form a class by turns, each class a recency list, and a page's age counts
+ * in multiples of its class's patience: the oldest in that sense goes first. Prefixes that many
+ * prompts share (the last page found has branches) say nothing about a conversation; they stay
+ * because they are used. With one class and patience 1 this is LRU from the leaves, the baseline.
+ *
  * A request makes its pages the newest from the last to the first, so in a list a parent is newer
  * than its children; entries with children are passed over all the same, because a chain may lie in
  * several lists.
  */
 #include "kvcache/disk_index.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { NONE = -1, NO_MEMORY = -2, CLASSES = 4 };
+
+/* How long a page of each class stays beside one of the first class. From the share of prompts of
+ * each kind that had another turn in the Mooncake conversation trace: 0.31, 0.42, 0.50, 0.67; the
+ * hit ratio is flat around these. */
+static const double patience[CLASSES] = {1, 1.4, 1.8, 2.5};
 
 struct entry {
     struct hash128 hash, parent;
@@ -21,7 +32,7 @@ struct entry {
     uint32_t born;          /* number of this insertion */
     uint32_t linked;        /* `born` of the parent that counts this entry; 0: none */
     uint32_t place, slot;
-    int32_t class;          /* NONE: a free entry */
+    int32_t class;          /* turns of its conversation so far, at most CLASSES - 1; NONE: free */
 };
 
 struct list {
@@ -124,20 +135,28 @@ static void link_parent(struct disk_index *ix, int32_t child, int32_t parent)
 
 /* ---- use ------------------------------------------------------------------------------------ */
 
-static int class_of(const struct disk_index *ix, uint32_t n, uint32_t total)
+/* Before the request's own pages are there: whether the last page it found was an end. */
+static int class_of(const struct disk_index *ix, const struct hash128 *chain, uint32_t hits,
+                    uint32_t total)
 {
-    (void)ix;
-    (void)n;
-    (void)total;
-    return 0;
+    if (ix->policy == DISK_POLICY_LRU || hits == 0) return 0;
+    int32_t at = disk_index_find(ix, chain[hits - 1]);
+    if (at == NONE) return 0;
+    /* The request's own next page may be linked already. */
+    int32_t others = ix->entry[at].n_children;
+    int32_t next = hits < total ? disk_index_find(ix, chain[hits]) : NONE;
+    if (next != NONE && ix->entry[next].linked == ix->entry[at].born) others--;
+    if (others > 0) return 0;
+    int turns = ix->entry[at].class + 1;
+    return turns < CLASSES ? turns : CLASSES - 1;
 }
 
-void disk_index_touch(struct disk_index *ix, const struct hash128 *chain, uint32_t n,
+void disk_index_touch(struct disk_index *ix, const struct hash128 *chain, uint32_t hits,
                       uint32_t total, double now)
 {
-    int class = class_of(ix, n, total);
+    int class = class_of(ix, chain, hits, total);
     int32_t child = NONE;
-    for (uint32_t i = n; i-- > 0;) {
+    for (uint32_t i = total; i-- > 0;) {
         int32_t at = disk_index_find(ix, chain[i]);
         if (at != NONE) {
             unlink_entry(ix, at);
@@ -193,8 +212,9 @@ int32_t disk_index_insert(struct disk_index *ix, struct hash128 hash, struct has
                         .place = place, .slot = slot};
     e->next = *bucket_of(ix, hash);
     *bucket_of(ix, hash) = at;
-    make_newest(ix, at, 0);
     int32_t before = disk_index_find(ix, parent);
+    /* Pages are often written after the touch: they belong to the same prompt. */
+    make_newest(ix, at, before != NONE ? ix->entry[before].class : 0);
     if (before != NONE) link_parent(ix, at, before);
     ix->count++;
     return at;
@@ -223,19 +243,24 @@ void disk_index_remove(struct disk_index *ix, int32_t page)
 
 /* ---- order ---------------------------------------------------------------------------------- */
 
-double disk_index_worth(const struct disk_index *ix, int32_t page)
+double disk_index_age(const struct disk_index *ix, int32_t page, double now)
 {
-    return ix->entry[page].last;
+    const struct entry *e = &ix->entry[page];
+    return (now - e->last) / patience[e->class];
 }
 
-int32_t disk_index_victim(struct disk_index *ix)
+int32_t disk_index_victim(const struct disk_index *ix, double now)
 {
     int32_t best = NONE;
+    double oldest = 0;
     for (int c = 0; c < CLASSES; c++) {
         int32_t at = ix->list[c].oldest;
         while (at != NONE && ix->entry[at].n_children > 0) at = ix->entry[at].newer;
-        if (at != NONE && (best == NONE || disk_index_worth(ix, at) < disk_index_worth(ix, best)))
-            best = at;
+        if (at == NONE) continue;
+        double age = disk_index_age(ix, at, now);
+        if (best != NONE && age <= oldest) continue;
+        best = at;
+        oldest = age;
     }
     return best;
 }

@@ -34,8 +34,9 @@ int32_t disk_index_find(const struct disk_index *ix, struct hash128 hash);
 /* How many pages of the chain are there before the first that is not. */
 uint32_t disk_index_match(const struct disk_index *ix, const struct hash128 *chain, uint32_t n);
 
-/* A request has used the first n pages of its chain of `total`; those not there are skipped. */
-void disk_index_touch(struct disk_index *ix, const struct hash128 *chain, uint32_t n,
+/* A request of `total` full pages has found the first `hits` of them, here or anywhere, and
+ * computed the others. Pages of its chain that are not here are skipped. */
+void disk_index_touch(struct disk_index *ix, const struct hash128 *chain, uint32_t hits,
                       uint32_t total, double now);
 
 /* Enters a page; parent: the hash of the page before (PAGE_HASH_ROOT for a first page), which
@@ -48,9 +49,10 @@ void disk_index_move(struct disk_index *ix, int32_t page, uint32_t place, uint32
 void disk_index_remove(struct disk_index *ix, int32_t page);
 
 /* The page that the policy would give up first, -1 when there is none. */
-int32_t disk_index_victim(struct disk_index *ix);
-/* The same order as a number, lower = sooner, comparable between pages of one index. */
-double disk_index_worth(const struct disk_index *ix, int32_t page);
+int32_t disk_index_victim(const struct disk_index *ix, double now);
+/* The same order as a number: time since the last use, divided by how likely pages of its kind are
+ * to be used again. The oldest in this sense goes first. */
+double disk_index_age(const struct disk_index *ix, int32_t page, double now);
 
 uint32_t disk_index_place(const struct disk_index *ix, int32_t page);
 uint32_t disk_index_slot(const struct disk_index *ix, int32_t page);

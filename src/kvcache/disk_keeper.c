@@ -133,7 +133,7 @@ static double segment_worth(const struct disk_store *s, uint32_t number, double 
     for (uint32_t i = 0; i < g->n_rows; i++) {
         int32_t page = disk_index_find(s->index, g->rows[i].key.hash);
         if (page < 0 || disk_index_place(s->index, page) != number) continue;
-        double age = now - disk_index_worth(s->index, page);
+        double age = disk_index_age(s->index, page, now);
         if (others && age > idle) age = 0.5 * (age + idle);
         sum += 1 / (age < LEAST_AGE ? LEAST_AGE : age);
     }
@@ -362,10 +362,9 @@ static void adopt(struct disk_store *s, const char *name)
     if (fd >= 0 && block && fstat(fd, &st) == 0 && read_all(fd, block, DISK_BLOCK, 0) &&
         disk_header_get(block, &shape))
         rows = rows_of_records(&shape, fd, (uint64_t)st.st_size, &n, &slots);
-    uint32_t used = n ? rows[n - 1].slot + 1 : 0;
     free(block);
-    bool ok = rows && n && complete(&shape, fd, rows, n, used);
-    if (fd >= 0 && !(rows && n)) close(fd);
+    bool any = rows && n > 0, ok = any && complete(&shape, fd, rows, n, rows[n - 1].slot + 1);
+    if (fd >= 0 && !any) close(fd);
     free(rows);
     disk_name_suffix(mine, ".seg", sealed);
     if (ok && renameat(s->dir.fd, mine, s->dir.fd, sealed) == 0) {

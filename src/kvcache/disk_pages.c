@@ -1,5 +1,5 @@
-/* disk_pages.c - the thread that reads and writes pages: as many at once as there are buffers, reads
- * before writes.
+/* disk_pages.c - the thread that reads and writes pages: as many at once as there are buffers,
+ * reads before writes.
  */
 #include "core/log.h"
 #include "kvcache/disk_state.h"
@@ -151,16 +151,37 @@ static void start_read(struct disk_store *s)
     submit(s, j, g->fd);
 }
 
-/* Called without the mutex. */
-static bool page_is_right(const struct disk_store *s, const struct disk_job *j)
+/* The page to the caller, checked on the way. Called without the mutex. */
+static bool deliver(const struct disk_store *s, const struct disk_job *j)
 {
     struct disk_key key;
     const int32_t *tokens;
-    if (!disk_record_get(&s->shape, j->buffer, &key, &tokens)) return false;
-    return key.hash.lo == j->key.hash.lo && key.hash.hi == j->key.hash.hi &&
-           key.parent.lo == j->key.parent.lo && key.parent.hi == j->key.parent.hi &&
-           key.depth == j->key.depth &&
-           memcmp(tokens, j->tokens, s->shape.page_tokens * sizeof *tokens) == 0;
+    uint64_t check;
+    if (!disk_record_open(&s->shape, j->buffer, &key, &tokens, &check)) return false;
+    bool asked_for = key.hash.lo == j->key.hash.lo && key.hash.hi == j->key.hash.hi &&
+                     key.parent.lo == j->key.parent.lo && key.parent.hi == j->key.parent.hi &&
+                     key.depth == j->key.depth &&
+                     memcmp(tokens, j->tokens, s->shape.page_tokens * sizeof *tokens) == 0;
+    const char *page = j->buffer + disk_page_at(&s->shape);
+    for (size_t at = 0; asked_for && at < s->shape.page_bytes; at += DISK_PIECE) {
+        size_t n = s->shape.page_bytes - at < DISK_PIECE ? s->shape.page_bytes - at : DISK_PIECE;
+        check = disk_check_piece(check, page + at, n);
+        s->c.scatter(s->c.arg, j->page, at, n, page + at);
+    }
+    return asked_for && disk_record_right(check, j->buffer);
+}
+
+/* The page into the job's buffer as a record. Called without the mutex. */
+static void collect(const struct disk_store *s, const struct disk_job *j)
+{
+    uint64_t check = disk_record_begin(&s->shape, &j->key, j->tokens, j->buffer);
+    char *page = j->buffer + disk_page_at(&s->shape);
+    for (size_t at = 0; at < s->shape.page_bytes; at += DISK_PIECE) {
+        size_t n = s->shape.page_bytes - at < DISK_PIECE ? s->shape.page_bytes - at : DISK_PIECE;
+        s->c.gather(s->c.arg, j->page, at, n, page + at);
+        check = disk_check_piece(check, page + at, n);
+    }
+    disk_record_end(check, j->buffer);
 }
 
 static void forget_page(struct disk_store *s, const struct disk_job *j)
@@ -175,8 +196,7 @@ static void finish_read(struct disk_store *s, struct disk_job *j)
 {
     bool read = j->io.result == 0, right = false;
     pthread_mutex_unlock(&s->mutex);
-    if (read) right = page_is_right(s, j);
-    if (right) s->c.scatter(s->c.arg, j->page, j->buffer + disk_page_at(&s->shape));
+    if (read) right = deliver(s, j);
     pthread_mutex_lock(&s->mutex);
     s->segment[j->segment]->flying--;
     if (right) {
@@ -247,8 +267,7 @@ static void start_write(struct disk_store *s)
     g->flying++;
     put(&s->flying, j); /* so that nobody queues it again */
     pthread_mutex_unlock(&s->mutex);
-    s->c.gather(s->c.arg, j->page, j->buffer + disk_page_at(&s->shape));
-    disk_record_put(&s->shape, &j->key, j->tokens, j->buffer);
+    collect(s, j);
     pthread_mutex_lock(&s->mutex);
     disk_put_event(s, DISK_EVENT_TAKEN, j);
     take_out(&s->flying, j);

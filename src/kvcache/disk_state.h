@@ -66,6 +66,7 @@ struct disk_store {
     bool direct;
 
     pthread_mutex_t mutex;
+    pthread_mutex_t lease_mutex; /* over the writing of the lease */
     pthread_cond_t page_cond, keeper_cond, done_cond;
     pthread_t page_thread, keeper_thread;
     bool started, closing, pages_done;

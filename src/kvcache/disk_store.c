@@ -83,6 +83,7 @@ int disk_open_file(struct disk_store *s, const char *name, int flags)
 
 bool disk_lease_now(struct disk_store *s)
 {
+    pthread_mutex_lock(&s->lease_mutex);
     pthread_mutex_lock(&s->mutex);
     double now = disk_now(s);
     size_t n = 0;
@@ -93,6 +94,7 @@ bool disk_lease_now(struct disk_store *s)
     }
     pthread_mutex_unlock(&s->mutex);
     bool ok = names && disk_lease_write(&s->dir, (const char(*)[DISK_NAME_MAX])names, n);
+    pthread_mutex_unlock(&s->lease_mutex);
     free(names);
     return ok;
 }
@@ -174,11 +176,11 @@ bool disk_store_has(struct disk_store *s, struct hash128 hash)
     return there;
 }
 
-void disk_store_touch(struct disk_store *s, const struct hash128 *chain, uint32_t n,
+void disk_store_touch(struct disk_store *s, const struct hash128 *chain, uint32_t hits,
                       uint32_t total)
 {
     pthread_mutex_lock(&s->mutex);
-    disk_index_touch(s->index, chain, n, total, disk_now(s));
+    disk_index_touch(s->index, chain, hits, total, disk_now(s));
     pthread_mutex_unlock(&s->mutex);
 }
 
@@ -354,6 +356,7 @@ static void init_locks(struct disk_store *s)
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&s->mutex, NULL);
+    pthread_mutex_init(&s->lease_mutex, NULL);
     pthread_cond_init(&s->page_cond, &attr);
     pthread_cond_init(&s->keeper_cond, &attr);
     pthread_cond_init(&s->done_cond, &attr);
@@ -415,6 +418,7 @@ void disk_store_close(struct disk_store *s, struct disk_stats *last)
     free(s->buffers);
     free(s->free_buffer);
     pthread_mutex_destroy(&s->mutex);
+    pthread_mutex_destroy(&s->lease_mutex);
     pthread_cond_destroy(&s->page_cond);
     pthread_cond_destroy(&s->keeper_cond);
     pthread_cond_destroy(&s->done_cond);

@@ -1,5 +1,5 @@
-/* disk_store.h - the disk tier of the KV cache: pages of prompts in a folder that any number of ranks
- * and jobs share at once, without a server and without file locks.
+/* disk_store.h - the disk tier of the KV cache: pages of prompts in a folder that any number of
+ * ranks and jobs share at once, without a server and without file locks.
  *
  * The folder holds
  *   kv-MODEL-WRITER-NUMBER.open   a segment that its one writer is filling
@@ -9,8 +9,9 @@
  *   evict.lock                    whoever makes room or seals just now; expires too
  * MODEL is the fingerprint's first half; models share a folder and its bound, not its pages. The
  * index lives in memory and comes from the segments' tables; another job's segments are found by
- * looking at the folder again now and then. A segment whose writer is gone is read record by record,
- * sealed and kept by the first that notices. All sealed segments together stay within `bytes`.
+ * looking at the folder again now and then. A segment whose writer is gone is read record by
+ * record, sealed and kept by the first that notices. All sealed segments together stay within
+ * `bytes`.
  *
  * A reader leases a segment before it opens it; whoever evicts renames it first and looks at the
  * leases then: so either the reader does not find it (a miss) or the lease is seen. Every read
@@ -39,10 +40,10 @@ struct disk_store_config {
     const char *io;         /* back-end, see disk_io_open; NULL: the best */
     double lease_s;         /* a lease this old has expired; 0: 60 */
     double scan_s;          /* between looks at the folder; 0: 5 */
-    /* Called by the store's thread: one page between the caller's memory and page_bytes in one
-     * piece. */
-    void (*gather)(void *arg, int32_t page, char *out);
-    void (*scatter)(void *arg, int32_t page, const char *in);
+    /* Called by the store's thread: bytes [at, at + bytes) of a page between the caller's memory
+     * and the store's. A page that fails its check in the end may have been scattered. */
+    void (*gather)(void *arg, int32_t page, size_t at, size_t bytes, char *out);
+    void (*scatter)(void *arg, int32_t page, size_t at, size_t bytes, const char *in);
     void *arg;
 };
 
@@ -70,7 +71,8 @@ struct disk_stats {
     uint64_t pages, segments;   /* in the index now */
     uint64_t found_at_start;    /* pages */
     uint64_t folder_bytes;      /* of sealed segments, all models */
-    uint64_t read_pages, read_bytes, missed_pages; /* missed: were in the index, could not be read */
+    uint64_t read_pages, read_bytes;
+    uint64_t missed_pages;      /* were in the index, but could not be read */
     uint64_t bad_pages;         /* of these: read, but not as they were written */
     uint64_t written_pages, written_bytes, dropped_pages; /* dropped: the writer was behind */
     uint64_t evicted_pages, evicted_segments, adopted_segments;
@@ -90,8 +92,9 @@ uint32_t disk_store_match(struct disk_store *store, const struct hash128 *chain,
                           uint32_t n);
 /* Whether the page is there or on its way there. */
 bool disk_store_has(struct disk_store *store, struct hash128 hash);
-/* A request has used the first n of its `total` pages, wherever they were. */
-void disk_store_touch(struct disk_store *store, const struct hash128 *chain, uint32_t n,
+/* A request has found the first `hits` of its `total` full pages, wherever, and computed the
+ * others. */
+void disk_store_touch(struct disk_store *store, const struct hash128 *chain, uint32_t hits,
                       uint32_t total);
 
 /* Queues a read; one READ or MISS event follows. False without memory: no event. */

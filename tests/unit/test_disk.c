@@ -1,6 +1,6 @@
 /* links: core kvcache */
 /* test_disk.c - the disk tier without an engine: index and order of eviction, segment format, both
- * I/O back-ends, the store alone, torn and flipped, bounded, leased, with two writers and two models.
+ * I/O back-ends, the store alone, torn and flipped, bounded, leased, with two writers and models.
  * Alone: make unit-disk CASE=...
  */
 #include "kvcache/disk_dir.h"
@@ -30,7 +30,8 @@
 
 /* ---- pages of a made-up model --------------------------------------------------------------- */
 
-enum { TOKENS = 16, PAGE = 5000, CHAIN = 24, POOL = 64 };
+enum { TOKENS = 16, PAGE = 40000, CHAIN = 24, POOL = 64 };
+enum { REC = 40960 }; /* bytes of a record */
 
 struct world {
     char dir[64];
@@ -39,7 +40,8 @@ struct world {
 
 static void page_tokens(int prompt, int page, int32_t out[TOKENS])
 {
-    for (int i = 0; i < TOKENS; i++) out[i] = (int32_t)(rng_u64((uint64_t)prompt, (uint64_t)(page * TOKENS + i)) % 1000);
+    for (int i = 0; i < TOKENS; i++)
+        out[i] = (int32_t)(rng_u64((uint64_t)prompt, (uint64_t)(page * TOKENS + i)) % 1000);
 }
 
 /* Pages of a prompt: its first `shared` pages are those of prompt 0. */
@@ -58,14 +60,14 @@ static void fill_page(struct hash128 hash, char *out)
     for (int i = 0; i < PAGE; i++) out[i] = (char)rng_u64(hash.lo, (uint64_t)i);
 }
 
-static void gather(void *world, int32_t page, char *out)
+static void gather(void *world, int32_t page, size_t at, size_t bytes, char *out)
 {
-    memcpy(out, ((struct world *)world)->pool + (size_t)page * PAGE, PAGE);
+    memcpy(out, ((struct world *)world)->pool + (size_t)page * PAGE + at, bytes);
 }
 
-static void scatter(void *world, int32_t page, const char *in)
+static void scatter(void *world, int32_t page, size_t at, size_t bytes, const char *in)
 {
-    memcpy(((struct world *)world)->pool + (size_t)page * PAGE, in, PAGE);
+    memcpy(((struct world *)world)->pool + (size_t)page * PAGE + at, in, bytes);
 }
 
 static int setup(void **state)
@@ -78,8 +80,8 @@ static int setup(void **state)
     return 0;
 }
 
-static void each_file(const struct world *w, void (*fn)(const char *path, const char *name, void *arg),
-                      void *arg)
+static void each_file(const struct world *w,
+                      void (*fn)(const char *path, const char *name, void *arg), void *arg)
 {
     char path[512];
     DIR *d = opendir(w->dir);
@@ -160,19 +162,28 @@ static struct disk_store *open_store(struct world *w, uint64_t bytes, uint64_t s
     return s;
 }
 
-/* Waits for n events; how many of them were `kind`. */
-static int wait_events(struct disk_store *s, int n, enum disk_event_kind kind)
+/* Waits for n events; how many of them were `kind`; their page numbers to *pages (may be NULL). */
+static int wait_pages(struct disk_store *s, int n, enum disk_event_kind kind, int32_t *pages)
 {
     int found = 0, ms = 0;
     for (; n > 0; ms++) {
         struct disk_event e[8];
         uint32_t got = disk_store_poll(s, e, n < 8 ? (uint32_t)n : 8);
-        for (uint32_t i = 0; i < got; i++) found += e[i].kind == kind;
+        for (uint32_t i = 0; i < got; i++) {
+            if (e[i].kind != kind) continue;
+            if (pages) pages[found] = e[i].page;
+            found++;
+        }
         n -= (int)got;
         if (!got) clock_sleep_us(1000);
         assert_true(ms < 20000);
     }
     return found;
+}
+
+static int wait_events(struct disk_store *s, int n, enum disk_event_kind kind)
+{
+    return wait_pages(s, n, kind, NULL);
 }
 
 static struct disk_page page_of(const struct hash128 *chain, int prompt, int shared, int i,
@@ -206,17 +217,18 @@ static int get_prompt(struct world *w, struct disk_store *s, int prompt, int sha
     struct hash128 chain[CHAIN];
     make_chain(prompt, shared, n, chain);
     int found = (int)disk_store_match(s, chain, 0, (uint32_t)n), right = 0;
+    int32_t came_page[CHAIN];
     memset(w->pool, 0, (size_t)POOL * PAGE);
     for (int i = 0; i < found; i++) {
         int32_t tokens[TOKENS];
         struct disk_page p = page_of(chain, prompt, shared, i, tokens);
         assert_true(disk_store_read(s, &p));
     }
-    int came = wait_events(s, found, DISK_EVENT_READ);
-    for (int i = 0; i < found; i++) {
+    int came = wait_pages(s, found, DISK_EVENT_READ, came_page);
+    for (int i = 0; i < came; i++) {
         char expected[PAGE];
-        fill_page(chain[i], expected);
-        right += memcmp(w->pool + (size_t)i * PAGE, expected, PAGE) == 0;
+        fill_page(chain[came_page[i]], expected);
+        right += memcmp(w->pool + (size_t)came_page[i] * PAGE, expected, PAGE) == 0;
     }
     assert_int_equal(right, came); /* nothing wrong is ever delivered */
     disk_store_touch(s, chain, (uint32_t)n, (uint32_t)n);
@@ -248,14 +260,14 @@ static void test_index_order(void **state)
         disk_index_touch(ix, chain[0], 10, 10, 10); /* now prompt 1 is the oldest */
         assert_int_equal(disk_index_match(ix, chain[1], 10), 10);
         for (int i = 9; i >= 4; i--) { /* its own pages go, the last first */
-            int32_t victim = disk_index_victim(ix);
+            int32_t victim = disk_index_victim(ix, 2000);
             assert_true(disk_index_hash(ix, victim).lo == chain[1][i].lo);
             disk_index_remove(ix, victim);
         }
         assert_int_equal(disk_index_match(ix, chain[1], 10), 4);
         /* A parent never goes before its children, to the last page. */
         while (disk_index_count(ix) > 0) {
-            int32_t victim = disk_index_victim(ix);
+            int32_t victim = disk_index_victim(ix, 2000);
             assert_true(victim >= 0);
             struct hash128 h = disk_index_hash(ix, victim);
             for (int p = 0; p < 3; p++)
@@ -264,7 +276,7 @@ static void test_index_order(void **state)
                         assert_int_equal(disk_index_find(ix, chain[p][i + 1]), -1);
             disk_index_remove(ix, victim);
         }
-        assert_int_equal(disk_index_victim(ix), -1);
+        assert_int_equal(disk_index_victim(ix, 2000), -1);
         disk_index_free(ix);
     }
 }
@@ -293,7 +305,7 @@ static void test_index_any_order(void **state)
         disk_index_insert(ix, chain[i], i ? chain[i - 1] : PAGE_HASH_ROOT, (uint32_t)i, 0, 1000);
     disk_index_touch(ix, chain, CHAIN, CHAIN, 1001);
     for (int i = CHAIN - 1; i >= 0; i--) {
-        int32_t victim = disk_index_victim(ix);
+        int32_t victim = disk_index_victim(ix, 2000);
         assert_true(disk_index_hash(ix, victim).lo == chain[i].lo);
         disk_index_remove(ix, victim);
     }
@@ -430,7 +442,7 @@ static void test_io(void **state)
 
 static void round_trip(struct world *w, const char *io)
 {
-    struct disk_store *s = open_store(w, 1 << 24, 10 * 8192, 42, io);
+    struct disk_store *s = open_store(w, 1 << 24, 10 * REC, 42, io);
     struct disk_stats st;
     assert_int_equal(put_prompt(w, s, 1, 0, 20), 20);
     assert_int_equal(put_prompt(w, s, 1, 0, 20), 0);  /* there already */
@@ -445,7 +457,7 @@ static void round_trip(struct world *w, const char *io)
     assert_int_equal(st.bad_pages + st.missed_pages + st.dropped_pages, 0);
     struct files f = files_of(w);
     assert_true(f.sealed > 3 && f.open == 0 && f.other == 0);
-    s = open_store(w, 1 << 24, 0, 42, io); /* from the segments' tables */
+    s = open_store(w, 1 << 24, 30 * REC, 42, io); /* from the segments' tables */
     disk_store_stats(s, &st);
     assert_int_equal(st.found_at_start, 32);
     assert_int_equal(get_prompt(w, s, 1, 0, 20), 20);
@@ -466,7 +478,7 @@ static void test_round_trip_auto(void **state)
 static void test_flipped_bits(void **state)
 {
     struct world *w = *state;
-    struct disk_store *s = open_store(w, 1 << 24, 0, 42, NULL);
+    struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     struct disk_stats st;
     put_prompt(w, s, 1, 0, 20);
     disk_store_close(s, NULL);
@@ -474,19 +486,19 @@ static void test_flipped_bits(void **state)
     struct disk_shape shape = {{42, 7}, TOKENS, PAGE};
     int fd = open(f.last, O_RDWR);
     char c;
-    off_t at = (off_t)disk_record_at(&shape, 7) + 3000; /* slot 7 = page 7 */
+    off_t at = (off_t)disk_record_at(&shape, 7) + 36000; /* slot 7 = page 7 */
     assert_int_equal(pread(fd, &c, 1, at), 1);
     c ^= 0x10;
     assert_int_equal(pwrite(fd, &c, 1, at), 1);
     close(fd);
-    s = open_store(w, 1 << 24, 0, 42, NULL);
+    s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     assert_int_equal(get_prompt(w, s, 1, 0, 20), 19);
     assert_int_equal(get_prompt(w, s, 1, 0, 20), 7); /* the bad page is forgotten */
     assert_int_equal(put_prompt(w, s, 1, 0, 20), 1); /* and may be written again */
     disk_store_close(s, &st);
     assert_int_equal(st.bad_pages, 1);
     assert_int_equal(st.missed_pages, 1);
-    s = open_store(w, 1 << 24, 0, 42, NULL);
+    s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     assert_int_equal(get_prompt(w, s, 1, 0, 20), 20); /* the newer copy counts */
     disk_store_close(s, NULL);
 }
@@ -495,7 +507,7 @@ static void test_flipped_bits(void **state)
 static void test_other_tokens(void **state)
 {
     struct world *w = *state;
-    struct disk_store *s = open_store(w, 1 << 24, 0, 42, NULL);
+    struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     struct hash128 chain[CHAIN];
     int32_t tokens[TOKENS];
     put_prompt(w, s, 1, 0, 4);
@@ -514,7 +526,7 @@ static void test_torn(void **state)
     /* Cut in the tail, in the table, in a record, in the header, to nothing. */
     static const int keep[] = {20, 20, 19, 0, 0};
     for (int i = 0; i < 5; i++) {
-        struct disk_store *s = open_store(w, 1 << 24, 0, 42, NULL);
+        struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
         put_prompt(w, s, 1, 0, 20);
         disk_store_close(s, NULL);
         struct files f = files_of(w);
@@ -522,7 +534,7 @@ static void test_torn(void **state)
         off_t end = (off_t)disk_record_at(&shape, 20);
         off_t cut[] = {end + 4000, end + 5, (off_t)disk_record_at(&shape, 19) + 8000, 100, 0};
         assert_int_equal(truncate(f.last, cut[i]), 0);
-        s = open_store(w, 1 << 24, 0, 42, NULL);
+        s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
         assert_int_equal(get_prompt(w, s, 1, 0, 20), keep[i]);
         disk_store_close(s, NULL);
         each_file(w, remove_file, NULL);
@@ -532,8 +544,8 @@ static void test_torn(void **state)
 static void test_bound(void **state)
 {
     struct world *w = *state;
-    enum { BYTES = 60 * 8192 };
-    struct disk_store *s = open_store(w, BYTES, 12 * 8192, 42, NULL);
+    enum { BYTES = 60 * REC };
+    struct disk_store *s = open_store(w, BYTES, 12 * REC, 42, NULL);
     struct disk_stats st;
     for (int p = 1; p < 20; p++) {
         put_prompt(w, s, p, 0, 10);
@@ -549,9 +561,9 @@ static void test_bound(void **state)
 static void test_two_models(void **state)
 {
     struct world *w = *state;
-    enum { BYTES = 40 * 8192 };
-    struct disk_store *a = open_store(w, BYTES, 8 * 8192, 1, NULL);
-    struct disk_store *b = open_store(w, BYTES, 8 * 8192, 2, NULL);
+    enum { BYTES = 40 * REC };
+    struct disk_store *a = open_store(w, BYTES, 8 * REC, 1, NULL);
+    struct disk_store *b = open_store(w, BYTES, 8 * REC, 2, NULL);
     put_prompt(w, a, 1, 0, 12);
     disk_store_seal(a);
     disk_store_rescan(b);
@@ -575,8 +587,8 @@ static void test_two_writers(void **state)
     struct world *w = *state;
     struct world other = *w;
     other.pool = calloc(POOL, PAGE);
-    struct disk_store *a = open_store(w, 1 << 24, 6 * 8192, 42, NULL);
-    struct disk_store *b = open_store(&other, 1 << 24, 6 * 8192, 42, "threads");
+    struct disk_store *a = open_store(w, 1 << 24, 6 * REC, 42, NULL);
+    struct disk_store *b = open_store(&other, 1 << 24, 6 * REC, 42, "threads");
     for (int p = 1; p < 6; p++) {
         put_prompt(w, a, p, 3, 12);
         put_prompt(&other, b, p % 2 ? p : p + 100, 3, 12);
@@ -598,8 +610,8 @@ static void test_two_writers(void **state)
 static void test_leases(void **state)
 {
     struct world *w = *state;
-    enum { BYTES = 30 * 8192 };
-    struct disk_store *s = open_store(w, BYTES, 14 * 8192, 42, NULL);
+    enum { BYTES = 30 * REC };
+    struct disk_store *s = open_store(w, BYTES, 14 * REC, 42, NULL);
     struct disk_dir reader;
     put_prompt(w, s, 1, 0, 10);
     disk_store_seal(s);
@@ -650,7 +662,7 @@ static void test_orphan(void **state)
     struct world *w = *state;
     pid_t child = fork();
     if (child == 0) {
-        struct disk_store *s = open_store(w, 1 << 24, 0, 42, "threads");
+        struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, "threads");
         struct disk_stats st;
         put_prompt(w, s, 1, 0, 16);
         do {
@@ -662,7 +674,7 @@ static void test_orphan(void **state)
     int status = 0;
     assert_true(waitpid(child, &status, 0) == child && status == 0);
     assert_int_equal(files_of(w).open, 1);
-    struct disk_store *s = open_store(w, 1 << 24, 0, 42, NULL);
+    struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     struct disk_stats st;
     disk_store_stats(s, &st);
     assert_int_equal(st.adopted_segments, 1);
@@ -677,7 +689,7 @@ static void test_orphan(void **state)
 static void test_files_vanish(void **state)
 {
     struct world *w = *state;
-    struct disk_store *s = open_store(w, 1 << 24, 0, 42, NULL);
+    struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, NULL);
     struct disk_stats st;
     put_prompt(w, s, 1, 0, 12);
     disk_store_seal(s);
