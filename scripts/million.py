@@ -4,6 +4,7 @@ for each request, and how many requests a second the program's own work allows.
 
   scripts/million.py                        a million requests on one rank, into a temporary folder
   scripts/million.py --requests 60000 --ranks 2 --folder DIR --build build
+  scripts/million.py --resume               the same, killed at about half and resumed
 
 Rank 0 streams the requests and keeps 24 bytes for each (where its line and where its record are), a
 little more while it looks for equal custom_ids at the start. The window of requests that are read
@@ -16,6 +17,8 @@ import argparse
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +47,50 @@ def measured(path, command):
     return os.waitstatus_to_exitcode(status) & 255
 
 
-def run(folder, count, ranks, build, responses=True, timeout=None):
+def kill_at_half(command, results, count):
+    """Runs a job until its journal holds half of `count` records, roughly, and kills its ranks."""
+    journal = results.with_suffix(".journal")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    half = count // 2 * RECORD_BYTES
+    while process.poll() is None and sum(p.stat().st_size for p in journal.glob("*.seg")) < half:
+        time.sleep(0.01)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:  # each a python3 that waits for its rank
+        for rank in pathlib.Path(f"/proc/{child}/task/{child}/children").read_text().split():
+            os.kill(int(rank), signal.SIGKILL)
+    said = process.communicate()[1].decode()
+    if process.returncode == 0:
+        sys.exit("the job ended before it could be killed: take more requests")
+    return said
+
+
+def read_seconds(files):
+    """A plain sequential read, MiB by MiB."""
+    begin = time.process_time()
+    for path in files:
+        with open(path, "rb", buffering=0) as f:
+            while f.read(1 << 20):
+                pass
+    return time.process_time() - begin
+
+
+def resumed(all_):
+    """What the resumed job said of its start."""
+    journal = pathlib.Path(all_["results"]).with_suffix(".journal")
+    files = sorted(journal.glob("*.seg"))
+    first = files[0].stat().st_size
+    done, wanted = re.search(r"attempt 2, (\d+) of (\d+) requests", all_["err"]).groups()
+    scan = float(re.search(r"of journal read in ([\d.]+) s", all_["err"]).group(1))
+    plain = min(read_seconds(files[:1]) for _ in range(3))
+    start = float(re.search(r"\] files: ([\d.]+) s", all_["err"]).group(1))
+    print(f"# killed and resumed: {done} of {wanted} had finished, journal {first / 2**20:.1f} MiB, "
+          f"{first / int(done):.1f} bytes for each")
+    print(f"# its records read and checked in {scan:.2f} s, {first / 1e6 / scan:.0f} MB/s; a plain "
+          f"read takes {plain:.3f} s of CPU time, {first / 1e6 / plain:.0f} MB/s; with the token "
+          f"file's index and the responses written again {start:.2f} s")
+
+
+def run(folder, count, ranks, build, responses=True, timeout=None, resume=False):
     """Answers `count` requests; returns the figures as a dict."""
     tokens, peak = folder / f"{count}.jsonl", folder / f"{count}.peak"
     write_tokens(tokens, count)
@@ -62,6 +108,9 @@ def run(folder, count, ranks, build, responses=True, timeout=None):
     path.write_text(json.dumps(job), encoding="utf-8")
     command = [str(ROOT / "scripts" / "mpirun.sh"), "-np", str(ranks), sys.executable, __file__,
                "--rank", str(peak), str(build / "moebatch"), "run", str(path), "--force"]
+    if resume:
+        kill_at_half(command, pathlib.Path(job["results"]), count)
+        command[-1] = "--resume"
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT,
                           timeout=timeout)
@@ -72,7 +121,7 @@ def run(folder, count, ranks, build, responses=True, timeout=None):
     if responses:
         with open(job["responses"], encoding="utf-8") as answers:
             lines = sum(1 for _ in answers)
-    return {"requests": count, "seconds": seconds, "responses": lines, "out": done.stdout,
+    return {"requests": count, "seconds": seconds, "responses": lines, "out": done.stdout, "err": done.stderr,
             "peak_bytes": 1024 * int(pathlib.Path(f"{peak}.0").read_text(encoding="ascii")),
             "results": job["results"]}
 
@@ -83,6 +132,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--requests", type=int, default=1_000_000)
     p.add_argument("--ranks", type=int, default=1)
+    p.add_argument("--resume", action="store_true", help="kill the job at half and resume it")
     p.add_argument("--folder", type=pathlib.Path, help="default: a temporary one, removed after")
     p.add_argument("--build", type=pathlib.Path, default=ROOT / os.environ.get("BUILD", "build"))
     args = p.parse_args()
@@ -94,10 +144,12 @@ def main():
         folder = args.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         few = run(folder, FEW, args.ranks, args.build)
-        all_ = run(folder, args.requests, args.ranks, args.build)
+        all_ = run(folder, args.requests, args.ranks, args.build, resume=args.resume)
         beyond = all_["peak_bytes"] - few["peak_bytes"]
         results = os.path.getsize(all_["results"])
-    print(all_["out"])
+        print(all_["out"])
+        if args.resume:
+            resumed(all_)
     print(f"# {args.requests} requests on {args.ranks} rank(s): {all_['seconds']:.1f} s, "
           f"{args.requests / all_['seconds']:.0f} requests/s, {all_['responses']} responses")
     print(f"# rank 0: {all_['peak_bytes'] / 2**20:.1f} MiB at most, {beyond / 2**20:.1f} MiB "

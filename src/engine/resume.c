@@ -1,6 +1,7 @@
 /* resume.c - see resume.h. */
 #include "engine/resume.h"
 
+#include "core/clock.h"
 #include "core/cpu.h"
 #include "core/log.h"
 
@@ -128,12 +129,15 @@ static enum status check_same(const struct engine *e, const struct journal_job *
 static enum status go_on(struct engine *e, const struct journal_job *now, const char *dir)
 {
     struct journal_report r;
+    double begin = clock_now_s();
     TRY(journal_resume(dir, now, e->job.journal_fsync_s, &r, &e->journal));
     e->attempt = (int)r.attempts;
     e->resumed_s = r.last_t;
     log_info("resumed: attempt %d, %lld of %lld requests are finished; %lld torn bytes dropped",
              e->attempt + 1, (long long)r.finished, (long long)r.requests,
              (long long)r.dropped_bytes);
+    log_info("resumed: %.1f MB of journal read in %.2f s", (double)r.bytes * 1e-6,
+             clock_now_s() - begin);
     if (r.missing_segments)
         log_warn("resume: %d segment(s) of %s are missing: what they held is computed again",
                  r.missing_segments, dir);

@@ -3,13 +3,18 @@ had finished is computed again, and two jobs never write one results file.
 
 Alone: python3 -m pytest -s tests/e2e/test_resume.py
 """
+import json
 import os
+import pathlib
 import random
+import shutil
 import signal
+import subprocess
+import tempfile
 
 import pytest
 
-from conftest import line, prompts_of
+from conftest import GOLDEN, line, moebatch, prompts_of
 from lib_journal import finished_in, read_journal
 from test_faults import Background
 
@@ -100,11 +105,90 @@ def test_two_jobs_on_one_results_file(jobs):
     assert run.code == 6
 
 
-def test_resume_refuses_another_job(jobs, undisturbed):
-    del undisturbed
-    job = some_job(jobs, count=40, mixed={"ep": 1})
+@pytest.fixture
+def finished(jobs):
+    """A job that is done, to be resumed with changes."""
+    job = some_job(jobs, count=40, mixed={"ep": 1}, isa="avx2")
     jobs.run(1, job).ok()
-    jobs.run(1, {**job, "numerics": "fp32"}, "--resume").failed(3, "journal")
+    return job
+
+
+@pytest.mark.parametrize("change, texts", [
+    ({"numerics": "fp32"}, ["numerics was checkpoint, is fp32"]),
+    ({"sampling": {"logprobs": True, "temperature": 0.5, "seed": 3}},
+     ["sampling.temperature was 0, is 0.5; sampling.seed was 0, is 3"]),
+    ({"isa": "portable"}, ["isa was avx2, is portable"]),
+    ({"model": str(GOLDEN / "v3-top1")}, ["model: ", "v3-top1 is not what ", "v3 was"]),
+], ids=["numerics", "sampling", "isa", "model"])
+def test_resume_refuses_another_job(jobs, finished, change, texts):
+    jobs.run(1, {**finished, **change}, "--resume").failed(
+        3, "was written by another job", "--force", *texts)
+
+
+def test_resume_refuses_a_changed_token_file(jobs, finished):
+    """Also one of the same length and name."""
+    path = pathlib.Path(finished["tokens"])
+    text = path.read_text(encoding="utf-8")
+    at = text.index('"prompt": [') + len('"prompt": [')
+    path.write_text(text[:at] + ("9" if text[at] != "9" else "8") + text[at + 1:], encoding="utf-8")
+    jobs.run(1, finished, "--resume").failed(3, "tokens: ", "has changed since")
+    path.write_text(text + json.dumps(line("more", [5])) + "\n", encoding="utf-8")
+    jobs.run(1, finished, "--resume").failed(3, "has changed since", "requests were 40, are 41")
+
+
+def test_what_may_change(jobs, finished):
+    """Layout and paths; `auto` takes the isa of the journal, so that bits stay the same."""
+    job = {**finished, "isa": "auto", "prefill": {"ep": 1}, "decode": {"ep": 1, "max_batch": 9},
+           "responses": str(jobs.folder / "other.jsonl")}
+    del job["mixed"]
+    run = jobs.run(2, job, "--resume").ok()
+    assert "mixed was given, is not given" in run.err and "isa avx2" in run.err
+    with run.open() as f:
+        assert [x.decode() for x in f["attempts"]["isa"]] == ["avx2", "avx2"]
+    assert len(responses_of(run.responses)) == 40
+
+
+def test_lock_of_a_job_that_stands_still(jobs):
+    """It is taken over when its heartbeat is a minute old; the halted job ends by itself when it
+    wakes, and leaves the results alone."""
+    job = some_job(jobs, count=4000, mixed={"ep": 1})
+    run = Background(jobs, 1, job)
+    run.wait_for_answers(5)
+    lock = pathlib.Path(job["results"] + ".lock")
+    pid = run.ranks()[0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        jobs.run(1, job, "--resume").failed(4, "another job", f"process {pid}")
+        os.utime(lock, (lock.stat().st_mtime - 61,) * 2)
+        other = Background(jobs, 1, job, "--resume")
+        other.wait_for_answers(20)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    run.end(30)
+    assert run.code == 4 and "has taken over" in run.err, run.err
+    assert lock.exists()
+    os.kill(other.process.pid, signal.SIGUSR1)
+    other.end(20)
+    assert other.code == 6 and not lock.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_read_only_folder(jobs, finished):
+    folder = jobs.folder
+    made = subprocess.run(["mount", "--bind", folder, folder], check=False, capture_output=True)
+    if made.returncode:
+        pytest.skip("this container does not allow mounts")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder, folder], check=True)
+        elsewhere = pathlib.Path(tempfile.mkdtemp())
+        path = elsewhere / "job.yaml"
+        path.write_text(json.dumps(finished), encoding="utf-8")
+        code, _, err = moebatch("run", path, "--resume", ranks=1)
+        shutil.rmtree(elsewhere)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert code == 3 and "cannot write" in err and "Read-only file system" in err, err
+    jobs.run(1, finished, "--resume").ok()
 
 
 def test_resume_without_journal_starts(jobs):
