@@ -27,6 +27,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "golden" / "v3-top1"
 FEW = 20_000  # more than the window holds; the smaller job that it is compared with
+RECORD_BYTES = 112  # of one of these requests in the journal, about
 
 
 def write_tokens(path, count):
