@@ -108,6 +108,48 @@ static const struct column sweep_columns[] = {
     I32(study_sweep_row, extrapolated, "1"),
 };
 
+static const struct column batch_columns[] = {
+    TEXT(study_batch_row, role),
+    TEXT(study_batch_row, level),
+    I32(study_batch_row, load, "tokens/GPU or requests/GPU"),
+    I32(study_batch_row, fits, "1"),
+    F64(study_batch_row, step_s, "s"),
+    F64(study_batch_row, exposed_s, "s"),
+    F64(study_batch_row, tpot_s, "s"),
+    F64(study_batch_row, tokens_per_s_request, "tokens/s"),
+    F64(study_batch_row, tokens_per_s_gpu, "tokens/s/GPU"),
+    F64(study_batch_row, tokens_per_s_node, "tokens/s/node"),
+};
+
+static const struct column stage_columns[] = {
+    TEXT(study_stage_row, role),
+    TEXT(study_stage_row, level),
+    TEXT(study_stage_row, stage),
+    TEXT(study_stage_row, bound),
+    F64(study_stage_row, us, "us"),
+    F64(study_stage_row, launch_us, "us"),
+    F64(study_stage_row, memory_us, "us"),
+    F64(study_stage_row, compute_us, "us"),
+    F64(study_stage_row, network_us, "us"),
+    F64(study_stage_row, latency_us, "us"),
+    F64(study_stage_row, kernels_us, "us"),
+};
+
+static const struct column memory_columns[] = {
+    TEXT(study_memory_row, role),
+    TEXT(study_memory_row, level),
+    F64(study_memory_row, capacity, "bytes"),
+    F64(study_memory_row, replicated, "bytes"),
+    F64(study_memory_row, experts, "bytes"),
+    F64(study_memory_row, absorbed, "bytes"),
+    F64(study_memory_row, buffers, "bytes"),
+    F64(study_memory_row, workspace, "bytes"),
+    F64(study_memory_row, reserve, "bytes"),
+    F64(study_memory_row, kv_cache, "bytes"),
+    F64(study_memory_row, kv_bytes_per_token, "bytes"),
+    F64(study_memory_row, kv_tokens, "tokens"),
+};
+
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
 struct study_file {
@@ -181,6 +223,21 @@ enum status study_file_figures(struct study_file *f, const struct study_figure_r
 enum status study_file_sweep(struct study_file *f, const struct study_sweep_row *r, size_t n)
 {
     return PUT(f, "/sweep", sweep_columns, r, n);
+}
+
+enum status study_file_batches(struct study_file *f, const struct study_batch_row *r, size_t n)
+{
+    return PUT(f, "/unit/batches", batch_columns, r, n);
+}
+
+enum status study_file_stages(struct study_file *f, const struct study_stage_row *r, size_t n)
+{
+    return PUT(f, "/unit/stages", stage_columns, r, n);
+}
+
+enum status study_file_memory(struct study_file *f, const struct study_memory_row *r, size_t n)
+{
+    return PUT(f, "/unit/memory", memory_columns, r, n);
 }
 
 enum status study_file_account(struct study_file *f, const struct account *a,

@@ -9,6 +9,9 @@
  *   /account/total   the columns of a run's /account
  *   /published       figure by figure: published, predicted, error
  *   /sweep           one row a point
+ *   /unit/batches    study --unit: one row a role, level and load of a step
+ *   /unit/stages     one row a role, level and stage, at the largest load
+ *   /unit/memory     one row a role and level
  *
  * Serial HDF5, rank 0. Written under PATH.tmp and renamed by study_file_commit. NaN: not defined.
  */
@@ -78,6 +81,26 @@ struct study_sweep_row {
     int32_t extrapolated;        /* an all-to-all lies beyond the measured sizes */
 };
 
+struct study_batch_row {
+    char role[12], level[12];    /* prefill | decode, tables | calibrated */
+    int32_t load;                /* prefill: tokens a GPU and step; decode: requests a GPU */
+    int32_t fits;                /* decode: the KV cache holds so many */
+    double step_s, exposed_s, tpot_s, tokens_per_s_request; /* NaN: prefill has none */
+    double tokens_per_s_gpu, tokens_per_s_node;
+};
+
+struct study_stage_row {
+    char role[12], level[12], stage[16], bound[12];
+    double us;                   /* of a micro-batch, the sum of the following */
+    double launch_us, memory_us, compute_us, network_us, latency_us, kernels_us;
+};
+
+struct study_memory_row {
+    char role[12], level[12];
+    double capacity, replicated, experts, absorbed, buffers, workspace, reserve, kv_cache;
+    double kv_bytes_per_token, kv_tokens;
+};
+
 struct study_file;
 
 enum status study_file_create(const char *path, struct study_file **out);
@@ -87,6 +110,9 @@ enum status study_file_hours(struct study_file *f, const struct study_period_row
 enum status study_file_units(struct study_file *f, const struct study_unit_row *r, size_t n);
 enum status study_file_figures(struct study_file *f, const struct study_figure_row *r, size_t n);
 enum status study_file_sweep(struct study_file *f, const struct study_sweep_row *r, size_t n);
+enum status study_file_batches(struct study_file *f, const struct study_batch_row *r, size_t n);
+enum status study_file_stages(struct study_file *f, const struct study_stage_row *r, size_t n);
+enum status study_file_memory(struct study_file *f, const struct study_memory_row *r, size_t n);
 enum status study_file_account(struct study_file *f, const struct account *a,
                                const struct account_prices *p);
 enum status study_file_commit(struct study_file *f); /* frees f also on failure */

@@ -7,7 +7,8 @@
 
 bool report_study_found(const struct report_file *f)
 {
-    return report_has(f, DAY_HOURS) || report_has(f, DAY_MINUTES) || report_has(f, "/sweep");
+    return report_has(f, DAY_HOURS) || report_has(f, DAY_MINUTES) || report_has(f, "/sweep") ||
+           report_has(f, "/unit/batches");
 }
 
 enum status report_study_print(const struct report_file *f, FILE *out)
@@ -16,6 +17,7 @@ enum status report_study_print(const struct report_file *f, FILE *out)
     enum status st = day_read(f, DAY_HOURS, &d);
     if (st == OK) report_day_print(&d, out);
     day_free(&d);
+    if (st == OK) st = report_unit_study_print(f, out);
     if (st == OK) st = report_published_print(f, out);
     return st == OK ? report_sweep_print(f, out) : st;
 }
@@ -29,6 +31,7 @@ enum status report_study_html(const struct report_file *f, FILE *out)
     if (st == OK) st = report_day_html(&hour, &minute, out);
     day_free(&hour);
     day_free(&minute);
+    if (st == OK) st = report_unit_study_html(f, out);
     if (st == OK) st = report_units_html(f, out);
     if (st == OK) st = report_published_html(f, out);
     return st == OK ? report_sweep_html(f, out) : st;

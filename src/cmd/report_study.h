@@ -24,6 +24,9 @@ enum status report_study_html(const struct report_file *f, FILE *out);
 enum status report_units_html(const struct report_file *f, FILE *out);
 enum status report_published_print(const struct report_file *f, FILE *out);
 enum status report_published_html(const struct report_file *f, FILE *out);
+/* report_unit_study.c: the tables of study --unit; nothing when there are none. */
+enum status report_unit_study_print(const struct report_file *f, FILE *out);
+enum status report_unit_study_html(const struct report_file *f, FILE *out);
 /* report_sweep.c: the sweep; nothing when there is none. */
 enum status report_sweep_print(const struct report_file *f, FILE *out);
 enum status report_sweep_html(const struct report_file *f, FILE *out);

@@ -37,7 +37,9 @@ static size_t unit_rows(const struct unit_hours *u, size_t *row)
     return units;
 }
 
-static void units_chart(const struct unit_hours *u, const size_t *row, size_t units, FILE *out)
+/* clock: time of day at hour 0; NaN = not known. */
+static void units_chart(const struct unit_hours *u, const size_t *row, size_t units, double clock,
+                        FILE *out)
 {
     double last = 0;
     for (size_t i = 0; i < u->n; i++) last = fmax(last, u->hour[i]);
@@ -49,7 +51,11 @@ static void units_chart(const struct unit_hours *u, const size_t *row, size_t un
         .width = SVG_FULL,
         .height = 96 + (double)units * (units > 24 ? 15 : 22),
         .left = 92,
-        .x = {.lo = 0, .hi = last + 1, .label = "hours since the start"},
+        .x = {.lo = 0,
+              .hi = last + 1,
+              .label = isfinite(clock) ? "time of day" : "hours since the start",
+              .clock = isfinite(clock),
+              .clock_start = isfinite(clock) ? clock : 0},
         .y = {.lo = -0.5, .hi = (double)units - 0.5, .bare = true},
         .legend = legend,
         .n_legend = 3,
@@ -79,10 +85,16 @@ enum status report_units_html(const struct report_file *f, FILE *out)
     if (st == OK) st = report_column(f, units_table, "hour", &u.hour, &u.n);
     if (st == OK) st = report_column(f, units_table, "busy_s", &u.busy, &u.n);
     if (st == OK) st = report_column(f, units_table, "tokens", &u.tokens, &u.n);
+    double *clock = NULL;
+    size_t hours = 0;
+    if (st == OK && report_has_column(f, "/account/hourly", "hour_of_day"))
+        st = report_column(f, "/account/hourly", "hour_of_day", &clock, &hours);
     size_t *row = calloc(u.n + 1, sizeof *row);
     if (st == OK && !row) st = error_set(ERR_RESOURCE, "report: out of memory");
-    if (st == OK && u.n) units_chart(&u, row, unit_rows(&u, row), out);
+    if (st == OK && u.n)
+        units_chart(&u, row, unit_rows(&u, row), hours ? *clock : (double)NAN, out);
     free(row);
+    free(clock);
     free(u.unit);
     free(u.hour);
     free(u.busy);

@@ -8,7 +8,11 @@
 
 #include "cluster/unit_load.h"
 #include "cluster/unit_model.h"
+#include "cmd/cmd.h"
+#include "cmd/provenance.h"
+#include "cmd/study_unit_rows.h"
 #include "config/options.h"
+#include "core/clock.h"
 
 #include <math.h>
 #include <mpi.h>
@@ -25,7 +29,7 @@ struct unit_role_study {
 };
 
 struct unit_study {
-    char hardware[PATH_BYTES], hardware_dir[PATH_BYTES], model[PATH_BYTES], load[PATH_BYTES];
+    char results[PATH_BYTES], hardware[PATH_BYTES], hardware_dir[PATH_BYTES], model[PATH_BYTES], load[PATH_BYTES];
     double imbalance;
     int level, combine;
     struct unit_role_study prefill, decode;
@@ -36,7 +40,8 @@ static const char *const combines[] = {"node", "group_tree", NULL};
 
 #define AT(f) .offset = offsetof(struct unit_study, f)
 #define TEXT(k, f, d, text) \
-    {.key = k, .type = OPTION_STRING, AT(f), .bytes = PATH_BYTES, .def = d, .unit = "", .doc = text}
+    {.key = k, .type = OPTION_STRING, AT(f), .bytes = PATH_BYTES, .def = d, .unit = "", \
+     .doc = text}
 #define INT(k, f, d, lo, hi, a, text) \
     {.key = k, .type = OPTION_INT, AT(f), .def = d, .min = lo, .max = hi, .may_auto = a, \
      .unit = "", .doc = text}
@@ -55,6 +60,7 @@ static const char *const combines[] = {"node", "group_tree", NULL};
     BOOL(#r ".overlap", r.overlap, "true", "communication under computation")
 
 static const struct option rows[] = {
+    TEXT("results", results, "null", "results, .h5, replaced where it exists"),
     TEXT("hardware", hardware, "h800", "name in hardware_dir, or path of a YAML file"),
     TEXT("hardware_dir", hardware_dir, "inputs/hardware", "where hardware files are"),
     TEXT("model", model, "inputs/shapes/deepseek-v3", "directory with a config.json"),
@@ -138,7 +144,8 @@ static void print_memory(const struct unit_speed *u, double kv)
            unit_kv_tokens(u), m.kv_per_token, floor(unit_kv_tokens(u) / kv), kv);
 }
 
-static void print_prefill(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node)
+static void print_prefill(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node,
+                          struct unit_rows *rows)
 {
     struct unit_step s = {0};
     puts("# tokens_a_gpu    step_ms  exposed_ms  tok/s/GPU  tok/s/node");
@@ -148,13 +155,17 @@ static void print_prefill(struct unit_speed *u, const struct unit_role_study *r,
         unit_prefill_step(u, tokens, tokens / prompt * unit_prompt_pairs(prompt, 0), &s);
         printf("  %12d %10.1f %11.1f %10.0f %11.0f\n", tokens, s.step_s * 1e3, s.exposed_s * 1e3,
                tokens / s.step_s, tokens / s.step_s * gpus_per_node);
+        unit_rows_batch(rows, tokens, &s, (double)NAN, tokens / s.step_s, gpus_per_node, true);
         if (tokens == r->tokens) break;
     }
     print_stages(&s);
     print_memory(u, r->kv);
+    unit_rows_stages(rows, &s);
+    unit_rows_memory(rows, u);
 }
 
-static void print_decode(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node)
+static void print_decode(struct unit_speed *u, const struct unit_role_study *r, int gpus_per_node,
+                         struct unit_rows *rows)
 {
     struct unit_step s = {0};
     double yield = unit_tokens_per_step(u), most = unit_max_batch(u, r->kv);
@@ -166,11 +177,14 @@ static void print_decode(struct unit_speed *u, const struct unit_role_study *r, 
         printf("  %11d %10.2f %10.2f %14.2f %10.0f %11.0f %11.2f%s\n", b, s.step_s * 1e3,
                s.step_s / yield * 1e3, yield / s.step_s, rate, rate * gpus_per_node,
                s.exposed_s * 1e3, b > most ? "  KV does not fit" : "");
+        unit_rows_batch(rows, b, &s, s.step_s / yield, rate, gpus_per_node, b <= most);
         if (b >= r->tokens) break;
     }
     printf("# largest batch that fits: %.0f of max_batch %d\n", most, r->tokens);
     print_stages(&s);
     print_memory(u, r->kv);
+    unit_rows_stages(rows, &s);
+    unit_rows_memory(rows, u);
 }
 
 struct expert_load {
@@ -180,7 +194,8 @@ struct expert_load {
 
 static enum status study_role(const struct unit_study *study, const struct hardware *hw,
                               const struct model_config *m, const struct expert_load *load,
-                              enum unit_role role, enum unit_level level)
+                              enum unit_role role, enum unit_level level,
+                              struct unit_rows *rows)
 {
     const struct unit_role_study *r = role == UNIT_PREFILL ? &study->prefill : &study->decode;
     struct unit_config c;
@@ -204,35 +219,76 @@ static enum status study_role(const struct unit_study *study, const struct hardw
         printf(", KV %d, MTP %s%s", r->kv, c.mtp ? "on, acceptance " : "off\n", "");
     if (role == UNIT_DECODE && c.mtp) printf("%.2f\n", c.mtp_acceptance);
     if (unit_extrapolated(u)) printf("# %s\n", unit_extrapolated(u));
-    (role == UNIT_PREFILL ? print_prefill : print_decode)(u, r, hw->gpus_per_node);
+    rows->role = role == UNIT_PREFILL ? "prefill" : "decode";
+    rows->level = levels[level];
+    (role == UNIT_PREFILL ? print_prefill : print_decode)(u, r, hw->gpus_per_node, rows);
     unit_speed_free(u);
     return OK;
 }
 
 static enum status study_levels(const struct unit_study *s, const struct hardware *hw,
-                                const struct model_config *m, const struct expert_load *load)
+                                const struct model_config *m, const struct expert_load *load,
+                                struct unit_rows *rows)
 {
     printf("# hardware %s: %s\n", hw->name, hw->source);
     for (int level = UNIT_TABLES; level <= UNIT_CALIBRATED; level++) {
         if (s->level != 2 && s->level != level) continue;
-        TRY(study_role(s, hw, m, load, UNIT_PREFILL, (enum unit_level)level));
-        TRY(study_role(s, hw, m, load, UNIT_DECODE, (enum unit_level)level));
+        TRY(study_role(s, hw, m, load, UNIT_PREFILL, (enum unit_level)level, rows));
+        TRY(study_role(s, hw, m, load, UNIT_DECODE, (enum unit_level)level, rows));
     }
     return OK;
 }
 
+static enum status write_results(const struct unit_study *s, const struct unit_rows *rows, int argc,
+                                 char **argv)
+{
+    struct study_file *f;
+    char libraries[512], program[128], utc[32];
+    char *words = provenance_argv(argc, argv), *line = NULL, *yaml = NULL;
+    if (words && asprintf(&line, "moebatch study%s", words + strlen("moebatch")) < 0) line = NULL;
+    size_t bytes = 0;
+    FILE *m = open_memstream(&yaml, &bytes);
+    if (m) options_dump(&table, s, 0, m);
+    bool dumped = m && fclose(m) == 0;
+    enum status st = line && dumped ? study_file_create(s->results, &f)
+                                    : error_set(ERR_RESOURCE, "study: no memory");
+    if (st == OK) {
+        snprintf(program, sizeof program, "moebatch %s", cmd_gitrev());
+        provenance_libraries(libraries, sizeof libraries);
+        clock_utc(utc);
+        const char *const attrs[][2] = {
+            {"study_yaml", yaml}, {"argv", line}, {"program_version", program},
+            {"git_revision", cmd_gitrev()}, {"libraries", libraries}, {"start_utc", utc},
+            {"end_utc", utc}};
+        for (size_t i = 0; i < sizeof attrs / sizeof *attrs && st == OK; i++)
+            st = study_file_attr(f, attrs[i][0], attrs[i][1]);
+        if (st == OK) st = unit_rows_write(rows, f);
+        if (st == OK)
+            st = study_file_commit(f);
+        else
+            study_file_abort(f);
+        if (st == OK) printf("# results: %s\n", s->results);
+    }
+    free(words);
+    free(line);
+    free(yaml);
+    return st;
+}
+
 /* Under mpirun every rank does the same (little) work and one speaks. */
-static bool silence_others(void)
+static bool silence_others(bool *speaks)
 {
     int started = 0, rank = 0;
     MPI_Initialized(&started);
     if (started) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    *speaks = rank == 0;
     return rank == 0 || freopen("/dev/null", "w", stdout);
 }
 
 enum status cmd_study_unit(int argc, char **argv)
 {
-    if (!silence_others()) return error_set(ERR_RESOURCE, "cannot open /dev/null");
+    bool speaks;
+    if (!silence_others(&speaks)) return error_set(ERR_RESOURCE, "cannot open /dev/null");
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
             cmd_study_unit_help(stdout);
@@ -246,7 +302,11 @@ enum status cmd_study_unit(int argc, char **argv)
     TRY(hardware_find(s.hardware_dir, s.hardware, &hw));
     enum status st = model_config_read(s.model, &m);
     if (st == OK && *s.load) st = unit_load_read(s.load, &m, &load.load, &load.layers);
-    if (st == OK) st = study_levels(&s, &hw, &m, &load);
+    struct unit_rows *rows = calloc(1, sizeof *rows);
+    if (st == OK && !rows) st = error_set(ERR_RESOURCE, "study: no memory");
+    if (st == OK) st = study_levels(&s, &hw, &m, &load, rows);
+    if (st == OK && *s.results && speaks) st = write_results(&s, rows, argc, argv);
+    free(rows);
     free(load.load);
     hardware_free(&hw);
     return st;

@@ -222,6 +222,38 @@ def test_published_nodes_and_provenance(tmp_path):
     assert text("hosts").endswith("*1")
 
 
+def test_unit_study_file(tmp_path):
+    h5 = tmp_path / "unit.h5"
+    args = ["study", "--unit", "inputs/studies/unit_h800.yaml", "--set", f"results={h5}"]
+    out = subprocess.run([str(BINARY), *args], cwd=ROOT, capture_output=True, text=True,
+                         timeout=60, check=True).stdout
+    with h5py.File(h5) as f:
+        batch, stage, memory = (f[f"unit/{n}"][:] for n in ("batches", "stages", "memory"))
+        assert str(f.attrs["argv"]).startswith("moebatch study --unit inputs/")
+    decode = batch[batch["role"] == b"decode"]
+    printed = re.findall(r"^ +(\d+) +([0-9.]+) +([0-9.]+) +([0-9.]+) +(\d+) +\d+ +[0-9.]+", out,
+                         re.M)
+    assert len(printed) == len(decode) == 16  # 8 batch sizes at each level
+    for row, text in zip(decode, printed):
+        assert row["load"] == int(text[0])
+        assert 1e3 * row["tpot_s"] == pytest.approx(float(text[2]), abs=0.006)
+        assert row["tokens_per_s_gpu"] == pytest.approx(float(text[4]), abs=0.6)
+        assert row["tokens_per_s_request"] == pytest.approx(1 / row["tpot_s"])
+    assert np.isnan(batch[batch["role"] == b"prefill"]["tpot_s"]).all()
+    parts = sum(stage[c] for c in stage.dtype.names if c.endswith("_us"))
+    assert parts == pytest.approx(stage["us"])
+    assert {s.decode() for s in stage["stage"]} >= {"ATTN", "ATTN_0", "ATTN_1", "MLP", "DISPATCH"}
+    used = sum(memory[c] for c in ("replicated", "experts", "absorbed", "buffers", "workspace",
+                                   "reserve", "kv_cache"))
+    assert used == pytest.approx(memory["capacity"])
+    page = tmp_path / "unit.html"
+    text = subprocess.run([str(BINARY), "report", str(h5), "--html", str(page)],
+                          capture_output=True, text=True, timeout=60, check=True).stdout
+    assert len(re.findall(r"^  decode ", text, re.M)) == 16
+    for chart in ("Decode: throughput of a GPU", "Stages of a decode step", "memory of a GPU"):
+        assert chart in page.read_text()
+
+
 WIDE = """
 targets: {{prompt: 3576.47, output: 988.235, hit_ratio: 0.5625, kv_per_output: 4989}}
 results: {results}
