@@ -158,12 +158,16 @@ def test_killed_rank(jobs, victim, keys, partial):
 PLACES = {"start": 2, "load": 1, "prefill": 1, "transfer": 1, "decode": 3, "results": 2}
 
 
-def held(jobs, monkeypatch, place, rank, count=60, **keys):
+def held_job(jobs, **keys):
+    lines = [line(f"h{i}", p, max_tokens=4 + i % 9, ignore_eos=True)
+             for i, p in enumerate(prompts_of(60, [9, 30, 70], vocab=120))]
+    return jobs.job(lines, journal_fsync_s=0.2, **{**SPLIT, **keys})
+
+
+def held(jobs, monkeypatch, place, rank, job=None, **keys):
     """A job whose rank stands still at `place`, and that rank's process."""
     monkeypatch.setenv("MOEBATCH_TEST_HOLD", f"{place}:{rank}")
-    lines = [line(f"h{i}", p, max_tokens=4 + i % 9, ignore_eos=True)
-             for i, p in enumerate(prompts_of(count, [9, 30, 70], vocab=120))]
-    run = Background(jobs, 4, jobs.job(lines, journal_fsync_s=0.2, **{**SPLIT, **keys}))
+    run = Background(jobs, 4, job or held_job(jobs, **keys))
     monkeypatch.delenv("MOEBATCH_TEST_HOLD")
     run.seen = ""
     while f"stops at {place}\n" not in run.seen:

@@ -16,7 +16,7 @@ import pytest
 
 from conftest import GOLDEN, line, moebatch, prompts_of
 from lib_journal import finished_in, read_journal
-from test_faults import Background
+from test_faults import PLACES, Background, held, held_job
 
 
 COUNT = 1500
@@ -73,6 +73,34 @@ def test_stopped_by_usr1(jobs, undisturbed, ranks, keys):
     assert attempts["requests_finished"].tolist() == [done, COUNT - done]
     with again.open() as f:
         assert f["account"]["gpu_seconds"][0] == pytest.approx(attempts["gpu_s"].sum())
+
+
+@pytest.fixture(scope="module")
+def untouched(shared_jobs):
+    return shared_jobs.run(4, held_job(shared_jobs)).ok().fixed()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_stopped_in_every_phase(jobs, monkeypatch, untouched, sig):
+    """In the last phase everything is computed: the job then ends as if nothing had happened, or,
+    with the second that SIGTERM leaves it, as far as it gets."""
+    runs = {}
+    for place, rank in PLACES.items():
+        job = held_job(jobs)
+        runs[place] = job, held(jobs, monkeypatch, place, rank, job)[0]
+    for _, run in runs.values():
+        os.kill(run.process.pid, sig)
+    for place, (job, run) in runs.items():
+        seconds = run.end(20)
+        print(f"# {sig.name} at {place}: exit {run.code} after {seconds:.2f} s")
+        run.check_nothing_is_left()
+        if sig == signal.SIGUSR1:
+            assert run.code == (0 if place == "results" else 6), f"{place} {run.code}\n{run.err}"
+            assert place == "results" or ("SIGUSR1" in run.err and "--resume" in run.err)
+        elif place != "results":
+            assert run.code != 0, place
+        again = (job,) if run.code else (job, "--force")
+        assert jobs.run(4, *again, *(["--resume"] if run.code else [])).ok().fixed() == untouched
 
 
 def test_killed_again_and_again(jobs, undisturbed):
