@@ -212,6 +212,11 @@ enum status results_put_expert_load(struct results_file *f, const struct expert_
     return table_append(&f->tables[TABLE_EXPERT_LOAD], rows, n);
 }
 
+enum status results_put_links(struct results_file *f, const struct link_row *rows, size_t n)
+{
+    return table_append(&f->tables[TABLE_LINKS], rows, n);
+}
+
 enum status results_put_placement(struct results_file *f, const struct placement_row *rows,
                                   size_t n)
 {

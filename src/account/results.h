@@ -123,6 +123,20 @@ struct attempt_row {
     int64_t prefill_tokens_lost, decode_tokens_lost; /* of these for requests it did not finish */
 };
 
+/* What a rank waited for another one of its unit. Every 17th all-to-all operation is looked at
+ * (ep/probe.h); seconds are shares of the rank's exposed_comm_s. A row for each pair whose source came last at least once or whose messages
+ * crossed a node border. */
+struct link_row {
+    char unit[RESULTS_UNIT_MAX];
+    int32_t attempt, src, dst; /* ranks: sender and receiver */
+    int32_t waits, last;       /* sampled waits of the receiver; of them the sender came last */
+    float late_s;              /* waited until the sender sent, when it came last */
+    float late_error_s;        /* standard error of late_s */
+    float transfer_s;          /* then waited for its rows to arrive (other nodes only) */
+    int32_t latencies;         /* sampled messages between nodes that were seen to arrive, */
+    float latency_mean_ms, latency_max_ms; /* how long they took */
+};
+
 struct placement_row {
     char unit[RESULTS_UNIT_MAX];
     int32_t layer, slot, expert, rank; /* slot within the unit; rank within the unit */
@@ -177,6 +191,7 @@ enum status results_put_ranks(struct results_file *f, const struct rank_row *row
 enum status results_put_attempts(struct results_file *f, const struct attempt_row *rows, size_t n);
 enum status results_put_expert_load(struct results_file *f, const struct expert_load_row *rows,
                                     size_t n);
+enum status results_put_links(struct results_file *f, const struct link_row *rows, size_t n);
 enum status results_put_placement(struct results_file *f, const struct placement_row *rows,
                                   size_t n);
 enum status results_put_throughput(struct results_file *f, const struct throughput_row *row);

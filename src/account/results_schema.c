@@ -73,6 +73,21 @@ static const struct column rank_columns[] = {
     I64(struct rank_row, disk_written_bytes, "bytes"),
 };
 
+static const struct column link_columns[] = {
+    I32(struct link_row, attempt, "id"),
+    TEXT(struct link_row, unit),
+    I32(struct link_row, src, "id"),
+    I32(struct link_row, dst, "id"),
+    I32(struct link_row, waits, "waits"),
+    I32(struct link_row, last, "waits"),
+    F32(struct link_row, late_s, "s"),
+    F32(struct link_row, late_error_s, "s"),
+    F32(struct link_row, transfer_s, "s"),
+    I32(struct link_row, latencies, "messages"),
+    F32(struct link_row, latency_mean_ms, "ms"),
+    F32(struct link_row, latency_max_ms, "ms"),
+};
+
 static const struct column attempt_columns[] = {
     I32(struct attempt_row, attempt, "id"),
     TEXT(struct attempt_row, start_utc),
@@ -168,6 +183,7 @@ const struct table_schema results_tables[TABLE_COUNT] = {
     [TABLE_STEPS_PREFILL] = SCHEMA("/steps/prefill", struct step_row, step_columns),
     [TABLE_STEPS_DECODE] = SCHEMA("/steps/decode", struct step_row, step_columns),
     [TABLE_RANKS] = SCHEMA("/ranks", struct rank_row, rank_columns),
+    [TABLE_LINKS] = SCHEMA("/links", struct link_row, link_columns),
     [TABLE_ATTEMPTS] = SCHEMA("/attempts", struct attempt_row, attempt_columns),
     [TABLE_EXPERT_LOAD] = SCHEMA("/experts/load", struct expert_load_row, load_columns),
     [TABLE_PLACEMENT] = SCHEMA("/experts/placement", struct placement_row, placement_columns),

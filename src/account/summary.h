@@ -15,6 +15,7 @@
 
 #include "account/account.h"
 #include "account/results.h"
+#include "account/straggler.h"
 
 /* 1 us to 1e6 s; values outside are clamped into the first or last bucket. */
 enum { HISTOGRAM_BUCKETS = 1400 };
@@ -67,6 +68,7 @@ struct summary {
     struct throughput_row throughput;
     struct account account;
     struct account_prices prices;
+    char slow_rank[STRAGGLER_TEXT], slow_link[STRAGGLER_TEXT]; /* "" where none is; straggler.h */
     bool valid;
     char reason[256]; /* why not, or what VALID stands on */
 };

@@ -122,6 +122,8 @@ void summary_print(const struct summary *s, const char *results_path, FILE *out)
     print_latency(&s->throughput, out);
     print_shares(s, out);
     print_loads(s, out);
+    if (s->slow_rank[0]) fprintf(out, "# slowest: %s\n", s->slow_rank);
+    if (s->slow_link[0]) fprintf(out, "# slowest: %s\n", s->slow_link);
     print_account(s, out);
     if (results_path) fprintf(out, "# results: %s\n", results_path);
     fprintf(out, "%s: %s\n", s->valid ? "VALID" : "INVALID", s->reason);

@@ -23,6 +23,7 @@ enum ctl_kind {
     CTL_STOP,    /* router -> leaders: no more work will come */
     CTL_PLACES,  /* unit leader -> router at the end: struct placement_row, ... */
     CTL_STATS,   /* every rank -> router at the end: struct rank_row, expert load */
+    CTL_LINKS,   /* every rank -> router at the end: struct link_row, ... */
     CTL_TRACE,   /* every rank -> router at the end: trace events */
     CTL_ERROR,   /* failing rank -> router: struct wire_error */
     CTL_ABORT,   /* router -> all: unwind */

@@ -4,6 +4,7 @@
 #include "core/host_memory.h"
 #include "core/log.h"
 #include "engine/interrupt.h"
+#include "engine/links.h"
 #include "engine/start.h"
 #include "engine/watch.h"
 
@@ -98,6 +99,7 @@ static enum status send_figures(struct engine *e)
 {
     struct rank_row row;
     TRY(send_places(e));
+    TRY(links_send(e));
     fill_rank_row(e, &row);
     size_t cells = (size_t)e->cfg->layers * (size_t)e->cfg->experts;
     struct ctl_part part[2] = {{&row, sizeof row},

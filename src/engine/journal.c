@@ -467,6 +467,11 @@ enum status journal_flush(struct journal *j)
     return j->sync_s > 0 ? segment_flush(&j->writer) : segment_sync(&j->writer);
 }
 
+enum status journal_links(struct journal *j, const struct link_row *rows, size_t n)
+{
+    return append_rows(j, RECORD_LINKS, 0, (int)n, rows, n * sizeof *rows, NULL);
+}
+
 enum status journal_tick(struct journal *j, double t, int64_t prefill_tokens,
                          int64_t decode_tokens)
 {

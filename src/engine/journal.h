@@ -101,6 +101,7 @@ enum status journal_ranks(struct journal *j, const struct rank_row *rows, size_t
 enum status journal_expert_load(struct journal *j, int layers, int experts, const int64_t *rows);
 /* Calls of one attempt add up (one per unit, or one in all). */
 enum status journal_placement(struct journal *j, const struct placement_row *rows, size_t n);
+enum status journal_links(struct journal *j, const struct link_row *rows, size_t n);
 /* end_utc, outcome, wall_s, gpu_s, tokens computed; the rest of the row is ignored. */
 enum status journal_attempt_end(struct journal *j, const struct attempt_row *attempt);
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "account/straggler.h"
 #include "engine/journal_state.h"
 
 struct builder {
@@ -11,6 +12,7 @@ struct builder {
     const struct journal_build *build;
     struct results_file *file;
     struct summary *summary;
+    struct straggler straggler;
 };
 
 enum status journal_read_request(struct journal *j, int64_t index, struct request_row *row)
@@ -138,6 +140,7 @@ static enum status put_ranks(struct builder *b, const struct attempt_state *a)
     size_t n;
     const struct rank_row *rows = rows_of(&record, sizeof *rows, &kind, &n);
     for (size_t i = 0; i < n; i++) summary_add_rank(b->summary, &rows[i]);
+    TRY(straggler_add_ranks(&b->straggler, rows, n));
     return results_put_ranks(b->file, rows, n);
 }
 
@@ -197,10 +200,20 @@ static enum status put_load(struct builder *b)
 
 static bool wanted(uint32_t type)
 {
-    return type == RECORD_STEPS || type == RECORD_PLACEMENT || type == RECORD_ATTEMPT_BEGIN;
+    return type == RECORD_STEPS || type == RECORD_PLACEMENT || type == RECORD_LINKS ||
+           type == RECORD_ATTEMPT_BEGIN;
 }
 
-/* Steps of all attempts, placement of the last. */
+static enum status put_links(struct builder *b, const struct record *record)
+{
+    int kind;
+    size_t n;
+    const struct link_row *rows = rows_of(record, sizeof *rows, &kind, &n);
+    TRY(straggler_add_links(&b->straggler, rows, n));
+    return results_put_links(b->file, rows, n);
+}
+
+/* Steps and links of all attempts, placement of the last. */
 static enum status put_segment(struct builder *b, int number, int *attempt)
 {
     struct segment_reader *r = &b->j->reader;
@@ -213,6 +226,7 @@ static enum status put_segment(struct builder *b, int number, int *attempt)
         if (!more) break;
         if (record.type == RECORD_ATTEMPT_BEGIN) ++*attempt;
         if (record.type == RECORD_STEPS) TRY(put_steps(b, &record));
+        if (record.type == RECORD_LINKS) TRY(put_links(b, &record));
         if (record.type != RECORD_PLACEMENT || *attempt != b->j->n_attempts) continue;
         int kind;
         size_t n;
@@ -239,6 +253,7 @@ static enum status put_all(struct builder *b)
     TRY(put_attempts(b));
     TRY(put_load(b));
     summary_finish(b->summary, &b->build->prices);
+    TRY(straggler_find(&b->straggler, b->summary->slow_rank, b->summary->slow_link));
     TRY(results_put_throughput(b->file, &b->summary->throughput));
     TRY(results_put_account(b->file, &b->summary->account, &b->build->prices));
     TRY(results_put_attr(b->file, "status", b->build->complete ? "complete" : "partial"));
@@ -261,10 +276,11 @@ enum status journal_build_results(struct journal *j, const struct journal_build 
         .logprobs = j->logprobs,
         .prompt_logprobs = j->prompt_logprobs,
     };
-    struct builder b = {j, build, NULL, summary};
+    struct builder b = {j, build, NULL, summary, {0}};
     summary_init(summary);
     TRY(results_create(build->path, &shape, &b.file));
     enum status st = put_all(&b);
+    straggler_free(&b.straggler);
     if (st != OK) {
         results_abort(b.file);
         return st;

@@ -18,7 +18,8 @@ enum record_type {
     RECORD_STEPS,
     RECORD_RANKS,
     RECORD_EXPERT_LOAD,
-    RECORD_PLACEMENT
+    RECORD_PLACEMENT,
+    RECORD_LINKS
 };
 
 /* A sign of life. */

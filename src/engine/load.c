@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "engine/interrupt.h"
+#include "engine/links.h"
 #include "engine/start.h"
 #include "engine/watch.h"
 
@@ -220,6 +221,7 @@ enum status start_model(struct engine *e)
         st = ep_create(&e->ep_params, &place, &r->waiter, r->kernels, &r->lane, &r->ep);
     }
     TRY(agree(MPI_COMM_WORLD, st));
+    TRY(links_clocks(e));
     TRY(agree(MPI_COMM_WORLD, make_model(e)));
     if (e->job.kv.disk.dir[0]) TRY(open_disk(e));
     TRY(agree(MPI_COMM_WORLD, tick_create(&r->waiter, &r->tick)));

@@ -195,6 +195,7 @@ void router_message(struct router *r, int from, enum ctl_kind kind, const void *
     case CTL_PLACES:
         st = journal_placement(r->s.journal, data, bytes / sizeof(struct placement_row));
         break;
+    case CTL_LINKS: st = journal_links(r->s.journal, data, bytes / sizeof(struct link_row)); break;
     case CTL_STATS: st = stats_message(r, data, bytes); break;
     case CTL_TRACE: st = trace_message(r, from, data, bytes); break;
     case CTL_ERROR: st = error_message(data); break;

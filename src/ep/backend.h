@@ -38,6 +38,8 @@ struct ep_backend {
                                  const void *y, int ldy);
     enum status (*combine_finish)(struct ep_group *, struct ep_op *, float *out, int ldo);
     const char *(*awaited)(const struct ep_group *, const struct ep_op *, uint8_t *marks);
+    const struct ep_link *(*links)(const struct ep_group *, double *wait_s);
+    void (*set_clocks)(struct ep_group *, const int64_t *ahead_us);
 };
 extern const struct ep_backend ep_backend_host;
 

@@ -169,6 +169,16 @@ struct ep_stats ep_statistics(const struct ep_group *g)
     return g->stats;
 }
 
+const struct ep_link *ep_links(const struct ep_group *g, double *wait_s)
+{
+    return g->backend->links(g, wait_s);
+}
+
+void ep_set_clocks(struct ep_group *g, const int64_t *ahead_us)
+{
+    g->backend->set_clocks(g, ahead_us);
+}
+
 const char *ep_awaited(const struct ep_group *g, int op, uint8_t *marks)
 {
     memset(marks, 0, (size_t)g->topo->ranks);

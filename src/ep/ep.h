@@ -141,4 +141,20 @@ struct ep_stats {
 };
 struct ep_stats ep_statistics(const struct ep_group *g);
 
+/* What this rank has waited for another one of its unit (probe.h): sums over the sampled operations
+ * alone. */
+struct ep_link {
+    int64_t waits;       /* sampled waits that it may have had a part in */
+    int64_t last;        /* times that it came last */
+    double late_s;       /* waited for it to send, when it came last */
+    double late_s2;      /* the squares of that */
+    double transfer_s;   /* waited on for its rows to arrive, when it came last */
+    int64_t latencies;   /* messages of another node that were seen to arrive */
+    double latency_s, latency_max_s; /* from sending to arrival: sum and most */
+};
+/* [ranks]; valid until ep_destroy. wait_s: all sampled waits of this rank together. */
+const struct ep_link *ep_links(const struct ep_group *g, double *wait_s);
+/* Microseconds that each rank's clock is ahead of this one's: [ranks]. Zero until told. */
+void ep_set_clocks(struct ep_group *g, const int64_t *ahead_us);
+
 #endif

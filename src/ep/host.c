@@ -131,6 +131,7 @@ struct wait_arg {
     struct ep_group *g;
     struct ep_op *op;
     struct host_need (*need)(struct ep_group *, struct ep_op *);
+    bool sampled;
     enum status status;
 };
 
@@ -158,12 +159,23 @@ static uint64_t progress_missing(const struct ep_group *g, int i, uint64_t missi
 }
 
 /* Signals that still have to come. */
+/* Of a sampled operation's first round. */
+static void look(struct ep_group *g, const struct ep_op *op)
+{
+    struct host *h = g->impl;
+    enum probe_kind kind = PROBE_FIRST;
+    if (op->state == EP_RETURNED) kind = PROBE_RETURNS;
+    else if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting) kind = PROBE_ROWS;
+    probe_look(g, &h->probe, op, kind, h->window);
+}
+
 static unsigned wait_missing(void *arg)
 {
     struct wait_arg *a = arg;
     const struct host *h = a->g->impl;
     a->status = host_progress(a->g, HOST_ALL_ROWS);
     if (a->status != OK) return 0;
+    if (a->sampled) look(a->g, a->op);
     struct host_need need = a->need(a->g, a->op);
     uint64_t missing = need_missing(a->g, need);
     /* All counts came since progress last looked: not over, but look again at once. */
@@ -182,8 +194,11 @@ static unsigned wait_missing(void *arg)
 enum status host_wait(struct ep_group *g, struct ep_op *op,
                       struct host_need (*need)(struct ep_group *, struct ep_op *))
 {
-    struct wait_arg a = {g, op, need, OK};
+    struct host *h = g->impl;
+    bool sampled = op->round == 0 && probe_sampled(g, op->number);
+    struct wait_arg a = {g, op, need, sampled, OK};
     TRY(wait_until(g->waiter, wait_missing, &a));
+    if (sampled) probe_close(g, &h->probe, op, h->window);
     return a.status;
 }
 
@@ -279,6 +294,7 @@ static void host_destroy(struct ep_group *g)
     free(h->gathered);
     free(h->source_rows);
     free(h->staged_rows);
+    probe_free(&h->probe);
     free(h);
     g->impl = NULL;
 }
@@ -302,6 +318,7 @@ static enum status host_create(struct ep_group *g)
     bool ok = h->scratch && h->client_rank && h->my_client && h->gateway && h->source_rows &&
               h->gateway_here && h->client_there && h->gathered && h->staged_rows;
     enum status st = ok ? OK : error_set(ERR_RESOURCE, "out of memory for ep");
+    if (st == OK) st = probe_create(g, &h->probe);
     for (int i = 0; i < EP_OPS && st == OK; i++) st = create_op(g, &h->op[i]);
     if (st == OK) find_gateways(g);
     TRY(st);
@@ -397,6 +414,19 @@ static const char *awaited(const struct ep_group *g, const struct ep_op *op, uin
     return op->mode == EP_NORMAL ? "dispatch counts" : "dispatch rows";
 }
 
+static const struct ep_link *links(const struct ep_group *g, double *wait_s)
+{
+    const struct host *h = g->impl;
+    *wait_s = h->probe.wait_s;
+    return h->probe.link;
+}
+
+static void set_clocks(struct ep_group *g, const int64_t *ahead_us)
+{
+    struct host *h = g->impl;
+    memcpy(h->probe.ahead_us, ahead_us, (size_t)g->topo->ranks * sizeof *ahead_us);
+}
+
 const struct ep_backend ep_backend_host = {
     .name = "host",
     .signals = window_signals,
@@ -408,4 +438,6 @@ const struct ep_backend ep_backend_host = {
     .combine_begin = host_combine_begin,
     .combine_finish = host_combine_finish,
     .awaited = awaited,
+    .links = links,
+    .set_clocks = set_clocks,
 };

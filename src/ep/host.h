@@ -3,6 +3,7 @@
 #define EP_HOST_H
 
 #include "ep/backend.h"
+#include "ep/probe.h"
 
 /* Rows copied in one visit of the progress hook: about 1 ms at 7 KiB a row. */
 enum { HOST_HOOK_ROWS = 512, HOST_ALL_ROWS = 1 << 30 };
@@ -57,6 +58,7 @@ struct host {
     char *gathered;   /* [topk] rows of combine_type, then their sum in FP32 */
     struct lane quiet; /* one thread, no polling: a kernel call inside progress or a thread */
     int32_t *source_rows, *staged_rows; /* [ranks] scratch of COMBINE */
+    struct probe probe;
     bool working;     /* progress is running; a hook must not enter it again */
     enum status failed; /* what progress met inside a hook */
 };

@@ -136,6 +136,9 @@ enum status host_combine_reduce(struct ep_group *g, int i, int client, int budge
     if (c->returned < c->records) return OK;
     memcpy(&head, c->record, sizeof head);
     c->records = c->returned = 0;
+    if (probe_sampled(g, ep_stamp_number(head.stamp)))
+        TRY(probe_stamp(g, h->window, i, PROBE_RETURNS, source, g->topo->ranks + g->topo->node,
+                        head.stamp, probe_clock()));
     return host_signal_end(g, source,
                            lo->returned[i] + (size_t)(g->topo->ranks + g->topo->node) * 4,
                            head.stamp, host_signal(g, i, SIG_RETURNED));
@@ -199,10 +202,12 @@ static enum status signal_sources(struct ep_group *g, const struct ep_op *op)
         if (h->staged_rows[source] > 0)
             TRY(transport_signal(h->transport, h->window, h->gateway_here[source],
                                  host_signal_staged(g, i, h->client_there[source]), 1));
-        if (h->source_rows[source] > 0)
-            TRY(host_signal_end(g, source, g->layout.returned[i] + (size_t)g->topo->rank * 4,
-                                ep_stamp(op->number, op->round),
-                                host_signal(g, i, SIG_RETURNED)));
+        if (h->source_rows[source] == 0) continue;
+        if (op->round == 0 && probe_sampled(g, op->number))
+            TRY(probe_stamp(g, h->window, i, PROBE_RETURNS, source, g->topo->rank,
+                            ep_stamp(op->number, 0), probe_clock()));
+        TRY(host_signal_end(g, source, g->layout.returned[i] + (size_t)g->topo->rank * 4,
+                            ep_stamp(op->number, op->round), host_signal(g, i, SIG_RETURNED)));
     }
     return transport_flush(h->transport);
 }

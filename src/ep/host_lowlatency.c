@@ -58,6 +58,9 @@ static enum status put_rank(struct ep_group *g, struct ep_op *op, int dest)
         counts[l] = (struct fixed_count){(uint32_t)(op->number + 1),
                                          (uint32_t)(first[l + 1] - first[l])};
     h->op[i].returned_need += first[L] > first[0]; /* it will send one COMBINE message */
+    if (probe_sampled(g, op->number))
+        TRY(probe_stamp(g, h->window, i, PROBE_FIRST, dest, g->topo->rank,
+                        ep_stamp(op->number, 0), probe_clock()));
     return transport_put_signal(h->transport, h->window, dest,
                                 g->layout.fixed_counts[i][parity] +
                                     (size_t)g->topo->rank * sizeof counts,

@@ -37,6 +37,9 @@ enum status host_normal_begin(struct ep_group *g, struct ep_op *op)
     /* Each rank starts with its neighbour, so that they do not all write to rank 0 first. */
     for (int j = 1; j <= R; j++) {
         int peer = (g->topo->rank + j) % R;
+        if (probe_sampled(g, op->number))
+            TRY(probe_stamp(g, h->window, i, PROBE_FIRST, peer, g->topo->rank,
+                            ep_stamp(op->number, 0), probe_clock()));
         TRY(transport_put_signal(h->transport, h->window, peer, at, ho->count_row, bytes,
                                  host_signal(g, i, SIG_COUNTS + parity), 1));
     }
@@ -178,8 +181,11 @@ static enum status send_near(struct ep_group *g, struct ep_op *op, int from, int
         int dest = row_dest(g, op, index, node, round);
         if (dest < 0) continue;
         g->stats.bytes_local += g->layout.row_bytes;
-        if (row_done(&h->op[i], dest))
-            TRY(host_signal_end(g, dest, g->layout.arrived[i] + (size_t)g->topo->rank * 4,
+        if (!row_done(&h->op[i], dest)) continue;
+        if (round == 0 && probe_sampled(g, op->number))
+            TRY(probe_stamp(g, h->window, i, PROBE_ROWS, dest, g->topo->rank,
+                            ep_stamp(op->number, 0), probe_clock()));
+        TRY(host_signal_end(g, dest, g->layout.arrived[i] + (size_t)g->topo->rank * 4,
                                 ep_stamp(op->number, round), host_signal(g, i, SIG_ARRIVED)));
     }
     return OK;
@@ -222,8 +228,9 @@ static enum status send_far(struct ep_group *g, struct ep_op *op, int node, int 
         size_t at = ring + (size_t)(s->posted % (uint64_t)lo->ring) * lo->entry_bytes;
         char *e = host_stage(g, h->gateway[node], at, lo->entry_bytes);
         if (e) {
+            bool timed = s->round == 0 && probe_sampled(g, op->number);
             struct ep_entry head = {g->topo->rank, s->token, n, h->op[i].reducers[node],
-                                    ep_stamp(op->number, s->round)};
+                                    ep_stamp(op->number, s->round), timed ? probe_clock() : 0};
             memcpy(e, &head, sizeof head);
             memcpy(e + sizeof head, forward, (size_t)n * sizeof *forward);
             host_write_row(g, op, s->token * g->p.topk, e + lo->entry_row);
@@ -287,6 +294,7 @@ static enum status forward_entry(struct ep_group *g, int i, const char *entry)
     const struct ep_layout *lo = &g->layout;
     struct ep_entry head;
     memcpy(&head, entry, sizeof head);
+    struct window *window = ((struct host *)g->impl)->window;
     for (int n = 0; n < head.rows; n++) {
         struct ep_forward f;
         memcpy(&f, entry + sizeof head + (size_t)n * sizeof f, sizeof f);
@@ -296,9 +304,12 @@ static enum status forward_entry(struct ep_group *g, int i, const char *entry)
         memcpy(row + lo->row_data_at, entry + lo->entry_row + lo->row_data_at,
                lo->row_bytes - lo->row_data_at);
         g->stats.bytes_local += lo->row_bytes;
-        if (f.last)
-            TRY(host_signal_end(g, f.rank, lo->arrived[i] + (size_t)head.source * 4, head.stamp,
-                                host_signal(g, i, SIG_ARRIVED)));
+        if (!f.last) continue;
+        if (head.sent_us)
+            TRY(probe_stamp(g, window, i, PROBE_ROWS, f.rank, head.source, head.stamp,
+                            head.sent_us));
+        TRY(host_signal_end(g, f.rank, lo->arrived[i] + (size_t)head.source * 4, head.stamp,
+                            host_signal(g, i, SIG_ARRIVED)));
     }
     return OK;
 }

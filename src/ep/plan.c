@@ -131,6 +131,7 @@ void ep_layout_fill(const struct ep_params *p, int clients, bool reduce, struct 
         o->y[op] = take(&end, (size_t)o->tokens * (size_t)p->topk * o->y_bytes);
         o->returned[op] = take(&end, (size_t)(R + p->nodes) * 4);
         o->arrived[op] = take(&end, (size_t)R * 4);
+        o->times[op] = take(&end, (size_t)EP_TIMES * (size_t)(R + p->nodes) * 8);
         if (normal) o->receive[op] = take(&end, (size_t)o->cap * o->receive_bytes);
         if (o->clients)
             o->rings[op] = take(&end, (size_t)o->clients * (size_t)o->ring * o->entry_bytes);

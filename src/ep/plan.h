@@ -14,7 +14,7 @@
 #include "core/status.h"
 #include "ep/ep.h"
 
-enum { EP_OPS = 2, EP_PARITY = 2, EP_MAX_TOPK = 64 };
+enum { EP_OPS = 2, EP_PARITY = 2, EP_TIMES = 3, EP_MAX_TOPK = 64 };
 
 /* First bytes of a row: where its output has to return to. */
 struct ep_row_tag {
@@ -40,12 +40,19 @@ struct ep_entry {
     int32_t source, token, rows;
     int32_t reducers; /* ranks of the gateway's node that stage rows of this source */
     uint32_t stamp;
+    uint32_t sent_us; /* in sampled operations, else 0 */
 };
 
 /* Beside each signal that ends a message, for ep_awaited: which operation and round. */
 static inline uint32_t ep_stamp(uint64_t number, int round)
 {
     return ((uint32_t)number + 1) << 8 | (uint32_t)(round < 255 ? round : 255);
+}
+
+/* The operation number's lowest 24 bits. */
+static inline uint32_t ep_stamp_number(uint32_t stamp)
+{
+    return ((stamp >> 8) - 1) & 0xffffff;
 }
 
 /* Sizes and byte offsets in a rank's window, the same on all ranks. */
@@ -65,6 +72,7 @@ struct ep_layout {
     size_t receive_bytes;  /* row_bytes; with reduce, room for a y row in the place of data */
     size_t arrived[EP_OPS]; /* [ranks] stamp of the last rows from each source */
     size_t returned[EP_OPS]; /* [ranks + nodes] of the last COMBINE message, of sums */
+    size_t times[EP_OPS];  /* [EP_TIMES][ranks + nodes] when messages were sent (probe.h) */
     int clients, ring;     /* sources a gateway serves, entries of each one's ring */
     size_t entry_bytes, entry_row;
     size_t rings[EP_OPS];  /* [clients][ring][entry_bytes] */

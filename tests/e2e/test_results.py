@@ -18,6 +18,8 @@ COLUMNS = {
     "attempts": ["attempt", "start_utc", "end_utc", "ranks", "hosts", "isa", "gpu_s"],
     "ranks": ["rank", "host", "node", "unit", "role", "local", "compute_s", "exposed_comm_s",
               "idle_s", "prefill_tokens", "decode_tokens", "kv_pages_peak", "expert_rows"],
+    "links": ["attempt", "unit", "src", "dst", "waits", "last", "late_s", "late_error_s",
+              "transfer_s", "latencies", "latency_mean_ms", "latency_max_ms"],
     "steps/prefill": ["unit", "step", "t_start", "duration", "tokens", "requests"],
     "steps/decode": ["unit", "step", "t_start", "duration", "tokens", "requests"],
     "experts/load": ["layer", "expert", "rows"],
