@@ -194,14 +194,17 @@ static double judge_links(const struct unit *u, char text[STRAGGLER_TEXT])
     bool apart = w.rest_messages > 0;
     if (w.nodes < 2 || share < STRAGGLER_SHARE) return 0;
     if (apart && w.latency_s < SLOWER * w.rest_latency_s) return 0;
-    int n = snprintf(text, STRAGGLER_TEXT,
-                     "the link of node %d, %.63s (%.15s), is slow: ranks wait %.1f %% of their "
-                     "step time for its transfers; a message takes %.2f ms",
-                     u->rank[worst]->node, u->rank[worst]->host, u->name, 100 * share,
-                     1e3 * w.latency_s);
-    if (apart && n < STRAGGLER_TEXT)
-        snprintf(text + n, (size_t)(STRAGGLER_TEXT - n), ", %.2f ms over the other links",
-                 1e3 * w.rest_latency_s);
+    if (apart)
+        snprintf(text, STRAGGLER_TEXT,
+                 "the link of node %d, %.63s (%.15s), is slow: ranks wait %.1f %% of their step "
+                 "time for its transfers; a message takes %.2f ms, %.2f ms over the other links",
+                 u->rank[worst]->node, u->rank[worst]->host, u->name, 100 * share,
+                 1e3 * w.latency_s, 1e3 * w.rest_latency_s);
+    else
+        snprintf(text, STRAGGLER_TEXT,
+                 "the only link between the nodes of %.15s: ranks wait %.1f %% of their step time "
+                 "for its transfers; a message takes %.2f ms",
+                 u->name, 100 * share, 1e3 * w.latency_s);
     return share;
 }
 

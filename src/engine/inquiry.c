@@ -130,6 +130,15 @@ static bool still_stuck(const struct rank *r)
     return report_at(&r->inquiry, 0)->quiet_s >= watch_limit_s();
 }
 
+static bool silent_host(const struct rank *r, const struct watch_name *names, int root)
+{
+    for (int i = 0; root >= 0 && i < r->world_size; i++)
+        if (report_at(&r->inquiry, i)->known == KNOWN_ALIVE &&
+            strcmp(names[i].host, names[root].host) == 0)
+            return false;
+    return root >= 0;
+}
+
 static enum status judge(struct rank *r)
 {
     struct inquiry *q = &r->inquiry;
@@ -140,6 +149,7 @@ static enum status judge(struct rank *r)
     if (v && names && !late && !watch_said() && still_stuck(r)) {
         for (int i = 0; i < r->world_size; i++) watch_name(i, &names[i]);
         verdict_find(q->reports, watch_report_bytes(), names, r->world_size, watch_limit_s(), v);
+        q->lost_host = silent_host(r, names, v->rank);
         if (v->answers)
             log_warn("%s; it answers, so the job goes on", v->text);
         else

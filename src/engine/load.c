@@ -145,7 +145,12 @@ static enum status make_kv(struct engine *e)
     size_t page_bytes = memory_page_bytes(&e->job, e->cfg);
     r->page_layer_bytes = page_bytes / (size_t)e->cfg->layers;
     e->cache = r->lane.dev->alloc(r->lane.dev, (size_t)pages * page_bytes);
-    if (!e->cache) return error_set(ERR_RESOURCE, "no memory for %d KV pages", pages);
+    if (!e->cache)
+        return error_set(ERR_RESOURCE,
+                         "the system refuses %.2f GiB for %d KV pages of %zu bytes (a limit of "
+                         "this process, ulimit -v, or of its container): lower kv.pages_per_rank "
+                         "or use fewer ranks a host",
+                         (double)page_bytes * pages / (1 << 30), pages, page_bytes);
     TRY(page_pool_init(&r->pool, (uint32_t)pages));
     r->use_prefix = r->role != RANK_DECODE && e->job.kv.prefix_cache == JOB_PREFIX_MEMORY;
     if (r->use_prefix)

@@ -58,6 +58,17 @@ static enum status hear_reason(struct engine *e, enum status st)
     return told != OK ? told : error_set(st, "%s", own);
 }
 
+/* A host may be cut off. mpirun notices that by keepalive probes (slurm/run.sbatch), but only while
+ * it has nothing to send there: asked to end the job it would wait for that host for many minutes.
+ * So it gets the time to notice first. */
+static void leave_it_to_mpirun(void)
+{
+    enum { PROBES_S = 12 };
+    log_warn("%s", error_text());
+    log_warn("no rank of that host answers: %d s for mpirun to notice", PROBES_S);
+    clock_sleep_us(PROBES_S * 1000000L);
+}
+
 /* Tells rank 0 why this rank stops and leaves it to rank 0 to say so, once, and to end the job with
  * that status; a rank that hears nothing goes by itself. Returns the status to leave with. */
 static enum status spread_failure(struct engine *e, enum status st)
@@ -148,6 +159,7 @@ enum status engine_run(const struct engine_setup *setup)
         }
     }
     lock_release(&e->lock);
+    if (e->rank.inquiry.judged && e->rank.inquiry.lost_host) leave_it_to_mpirun();
     watch_phase(e->world_rank == 0 || st != OK ? WATCH_LEAVE : WATCH_RESULTS);
     if ((st == OK || st == ERR_INVALID) && !setup->dump_config) {
         enum status met = meet(e);

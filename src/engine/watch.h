@@ -5,8 +5,8 @@
  * nobody reads until something is wrong.
  *
  * A thread in every process looks at the host's ranks a few times within `limit_s`. It raises the
- * alarm when a rank has waited for others for limit_s without getting on, when a rank that should be
- * computing or polling has given no sign for so long, or when the job has requests under way but
+ * alarm when a rank has waited for others for limit_s without getting on, when a rank that should
+ * be computing or polling has given no sign for so long, or when the job has requests under way but
  * rank 0 heard nothing. What happens then (inquiry.h): ranks that still poll tell rank 0, which
  * asks all ranks what they wait for, names the one that everybody waits for and ends the job. If
  * that does not happen, because rank 0 or MPI itself is stuck, the thread of one rank of each host

@@ -44,7 +44,7 @@ def processes_with(mark):
 class Background:
     """A job that runs while the test looks at it, or breaks it."""
 
-    def __init__(self, jobs, ranks, job, *args):
+    def __init__(self, jobs, ranks, job, *args, launcher=(str(MPIRUN),)):
         self.mark = uuid.uuid4().hex
         self.responses, self.h5 = pathlib.Path(job["responses"]), pathlib.Path(job["results"])
         self.journal = self.h5.with_suffix(".journal")
@@ -52,7 +52,7 @@ class Background:
         path.write_text(json.dumps(job), encoding="utf-8")
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
-            [str(MPIRUN), "-np", str(ranks), str(BINARY), "run", str(path), *args], cwd=ROOT,
+            [*launcher, "-np", str(ranks), str(BINARY), "run", str(path), *args], cwd=ROOT,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
                  "MOEBATCH_TEST": self.mark})
@@ -364,6 +364,18 @@ def test_refused_start(jobs, start_seconds, name):
     assert seconds <= GONE_S + 2 * start_seconds
     run.check_nothing_is_left()
     assert os.path.exists(job["results"]) == existed
+
+
+def test_memory_limit_of_the_process(jobs):
+    """The host has enough, but a rank may not have it: numbers and a remedy."""
+    limit = ("bash", "-c", 'ulimit -v 2000000; exec "$@"', "limit", str(MPIRUN))
+    job = jobs.job([GOOD], kv={"pages_per_rank": 160000}, mixed={"ep": 2})
+    run = Background(jobs, 2, job, launcher=limit)
+    run.end(60)
+    assert run.code == 4 and run.err.count("moebatch: ") == 1, f"exit {run.code}\n{run.err}"
+    for text in ("GiB for 160000 KV pages", "ulimit -v", "lower kv.pages_per_rank"):
+        assert text in run.err, run.err
+    run.check_nothing_is_left()
 
 
 @pytest.mark.parametrize("key, value", [("responses", "no/such/folder/r.jsonl"),
