@@ -155,7 +155,7 @@ static double fault_s(const struct sim *m, struct rank *r, const struct unit *u,
     r->resident += tokens;
     if (r->resident <= r->resident_peak) return 0;
     double kb = (r->resident - r->resident_peak) * m->s->model->layers *
-                engine_kv_row_bytes(&u->step[0].unit) / 1024;
+                engine_kv_row_bytes(&u->step[u->prefills ? 0 : 1].unit) / 1024;
     r->resident_peak = r->resident;
     return kb * m->s->host->engine.fault * 1e-6;
 }

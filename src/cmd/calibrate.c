@@ -282,7 +282,7 @@ enum status cmd_calibrate(int argc, char **argv)
     if (!c) return error_set(ERR_RESOURCE, "calibrate: out of memory");
     c->cores = cpu_count();
     c->quick = a.quick;
-    c->samples = a.quick ? 7 : 21;
+    c->samples = a.quick ? 5 : 21;
     c->sample_s = a.quick ? 50e-6 : 150e-6;
     int isa = ISA_AVX512_BF16;
     while (!isa_supported((enum isa)isa, NULL)) isa--;

@@ -247,7 +247,8 @@ static double fork_us(struct calibration *c, int threads)
         __asm__ volatile("" ::: "memory");
         us[i] = (clock_now_s() - t0) * 1e6;
     }
-    return cal_quartile(c, us, SAMPLES);
+    (void)cal_quartile(c, us, SAMPLES);
+    return us[SAMPLES / 10]; /* where nobody else wanted the core */
 }
 
 enum status cal_products(struct calibration *c)

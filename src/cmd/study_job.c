@@ -7,7 +7,7 @@
 #include "cluster/engine_time.h"
 #include "cmd/cmd.h"
 #include "core/clock.h"
-#include "requests/token_file.h"
+#include "plan/plan_tokens.h"
 
 #include <math.h>
 #include <mpi.h>
@@ -25,8 +25,7 @@ struct job_study {
     struct job job;
     struct model_config model;
     struct host_speed host;
-    struct engine_request *requests;
-    int64_t n;
+    struct plan_tokens tokens;
     double *expert_load;
     struct engine_time time;
 };
@@ -76,31 +75,6 @@ static enum status resolve(struct job_study *s)
     return job_resolve(&s->job, &facts);
 }
 
-static enum status read_requests(struct job_study *s)
-{
-    struct request_limits limits = {.vocab = s->model.vocab, .context = s->model.max_positions};
-    struct token_file *tf;
-    struct request r;
-    memset(&r, 0, sizeof r);
-    TRY(token_file_open(s->job.tokens, &s->job.sampling, &limits, &tf));
-    int64_t count = token_file_count(tf);
-    s->requests = calloc((size_t)count + 1, sizeof *s->requests);
-    enum status st = s->requests ? OK : error_set(ERR_RESOURCE, "no memory for %lld requests",
-                                                  (long long)count);
-    for (int64_t i = 0; i < count && st == OK; i++) {
-        st = token_file_get(tf, i, &r);
-        if (st != OK || r.error[0] || r.n_tokens < 1) continue; /* such a request only fails */
-        s->requests[s->n++] = (struct engine_request){
-            .prompt = r.n_tokens, .output = r.max_tokens, .sampled = r.temperature > 0,
-            .logprobs = r.logprobs};
-    }
-    request_free(&r);
-    token_file_close(tf);
-    if (st == OK && s->n == 0)
-        st = error_set(ERR_INPUT, "%s: no request can run", s->job.tokens);
-    return st;
-}
-
 static enum status read_load(struct job_study *s)
 {
     if (!s->job.experts.load[0]) return OK;
@@ -118,7 +92,10 @@ static enum status read_all(struct job_study *s)
     TRY(model_config_read(s->job.model, &s->model));
     TRY(resolve(s));
     TRY(read_load(s));
-    return read_requests(s);
+    TRY(plan_tokens_read(&s->job, &s->model, &s->tokens));
+    if (s->tokens.n > 0) return OK;
+    return error_set(ERR_INPUT, "%s: no request can run: %s", s->job.tokens,
+                     s->tokens.first_error[0] ? s->tokens.first_error : "it is empty");
 }
 
 static enum status predict(struct job_study *s)
@@ -126,7 +103,7 @@ static enum status predict(struct job_study *s)
     struct engine_time_setup setup = {
         .host = &s->host, .model = &s->model, .job = &s->job,
         .fp8_experts = s->model.quant.fp8, .expert_load = s->expert_load,
-        .requests = s->requests, .n_requests = s->n};
+        .requests = s->tokens.list, .n_requests = s->tokens.n};
     if (s->job.kv.pages_per_rank > 0)
         setup.pages[0] = setup.pages[1] = s->job.kv.pages_per_rank;
     return engine_time_predict(&setup, &s->time);
@@ -150,7 +127,7 @@ static void print(const struct job_study *s)
     print_role("mixed", &s->job.mixed);
     printf("# %lld requests, %d thread(s) a rank\n"
            "# phase        tokens   steps    span s     tokens/s   busy %%  exposed %%\n",
-           (long long)s->n, s->job.threads_per_rank);
+           (long long)s->tokens.n, s->job.threads_per_rank);
     printf("  prefill  %10lld %7lld %9.3f %12.1f %8.1f %10.1f\n", (long long)t->prefill_tokens,
            (long long)t->prefill_steps, t->prefill_span_s, t->prefill_tokens_per_s,
            100 * t->busy[0], 100 * t->exposed[0]);
@@ -264,7 +241,7 @@ enum status cmd_study_job(int argc, char **argv)
     }
     int all = (int)st;
     MPI_Bcast(&all, 1, MPI_INT, 0, MPI_COMM_WORLD);
-    free(s->requests);
+    plan_tokens_free(&s->tokens);
     free(s->expert_load);
     free(s);
     return (enum status)all;
