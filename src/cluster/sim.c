@@ -388,7 +388,7 @@ static enum status all_epochs(struct sim *s)
         if ((s->epoch + 1) % per_minute) continue;
         TRY(end_minute(s, s->recording ? minute : -1));
         double now = clock_now_s();
-        if (s->cfg->progress_s > 0 && now - told >= s->cfg->progress_s) {
+        if (s->cfg->progress_s > 0 && s->ex->rank == 0 && now - told >= s->cfg->progress_s) {
             double done = (double)(s->epoch + 1) / (double)epochs;
             log_info("%5.1f %% of the day, %.1f M requests, %.0f s left", 100 * done,
                      (double)s->requests * s->ex->size / 1e6, (now - start) * (1 - done) / done);

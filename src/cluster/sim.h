@@ -36,6 +36,7 @@ struct sim_role {
     int ranks;            /* that requests are dealt to: 1, the unit as a whole, or gpus */
     int nodes;            /* of one unit */
     int tokens_per_gpu;   /* prefill: chunk; decode: largest batch */
+    double own_share;     /* ranks > 1: of what a token costs, what its own rank alone computes */
     double uneven;        /* ranks 1: a step's time over that of evenly dealt ranks */
     struct sim_time time; /* a step's seconds by load of one GPU */
 };

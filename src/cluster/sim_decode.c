@@ -208,24 +208,27 @@ void decode_request_stop(struct sim *s, struct decode_unit *u, struct sim_reques
     r->cached_pages |= DECODE_RESUMED;
 }
 
-/* The time of the rank that takes longest, and the context that all of them read. */
+/* The time of the rank that all wait for, and the context that all of them read. */
 static double step_seconds(struct sim *s, struct decode_unit *u, int64_t *kv_q10)
 {
     const struct sim_role *role = &s->cfg->decode;
     double gpus = (double)role->gpus / role->ranks, most = 0;
     for (int i = 0; i < role->ranks; i++) {
-        struct decode_rank *k = &u->rank[i];
-        if (k->running == 0) continue;
-        double batch = (double)k->running / gpus;
-        double context = (double)(k->kv_tokens_q10 / k->running) / 1024;
-        double seconds = sim_time_at(&s->time[1], batch, context);
-        if (seconds > most) most = seconds;
-        *kv_q10 += k->kv_tokens_q10;
-        k->kv_tokens_q10 += k->running * s->tps_q10;
+        *kv_q10 += u->rank[i].kv_tokens_q10;
+        u->rank[i].kv_tokens_q10 += u->rank[i].running * s->tps_q10;
     }
-    if (role->ranks == 1) return most * role->uneven;
-    double context = (double)*kv_q10 / 1024 / (double)u->running;
-    double even = sim_time_at(&s->time[1], (double)u->running / role->gpus, context);
+    double batch = (double)u->running / role->gpus;
+    double context = (double)(*kv_q10 / u->running) / 1024;
+    double even = sim_time_at(&s->time[1], batch, context);
+    if (role->ranks == 1) return even * role->uneven;
+    for (int i = 0; i < role->ranks; i++) {
+        const struct decode_rank *k = &u->rank[i];
+        if (k->running == 0) continue;
+        double own = (double)(k->kv_tokens_q10 / k->running - s->tps_q10) / 1024;
+        double seconds = sim_time_uneven(&s->time[1], batch, context, (double)k->running / gpus,
+                                         own, role->own_share);
+        if (seconds > most) most = seconds;
+    }
     s->count[SIM_DECODE_UNEVEN_Q10] += (int64_t)(1024 * most / even);
     return most;
 }

@@ -51,6 +51,7 @@ struct prefill_rank {
     struct sim_queue queue;
     uint32_t finishing;   /* requests at the queue's head that the step completes */
     uint32_t partial;     /* tokens of the next one that it computes */
+    uint64_t tokens, pairs; /* of the step */
 };
 
 struct prefill_unit {

@@ -86,27 +86,30 @@ static uint64_t fill_chunk(struct prefill_rank *k, uint64_t budget, uint64_t *pa
     return tokens;
 }
 
-/* All ranks step together, in the time of the busiest. */
+/* All ranks step together and wait for the one that takes longest. */
 static void begin_step(struct sim *s, struct prefill_unit *u)
 {
     const struct sim_role *role = &s->cfg->prefill;
-    double gpus = (double)role->gpus / role->ranks, seconds = 0;
-    uint64_t sum = 0, sum_pairs = 0, pairs;
+    double gpus = (double)role->gpus / role->ranks;
+    uint64_t budget = (uint64_t)(role->tokens_per_gpu * gpus), sum = 0, sum_pairs = 0;
     for (int i = 0; i < role->ranks; i++) {
-        uint64_t budget = (uint64_t)(role->tokens_per_gpu * gpus);
-        uint64_t tokens = fill_chunk(&u->rank[i], budget, &pairs);
-        if (tokens == 0) continue;
-        double t = sim_time_at(&s->time[0], (double)tokens / gpus, (double)pairs / (double)tokens);
-        if (t > seconds) seconds = t;
-        sum += tokens;
-        sum_pairs += pairs;
+        struct prefill_rank *k = &u->rank[i];
+        k->tokens = fill_chunk(k, budget, &k->pairs);
+        sum += k->tokens;
+        sum_pairs += k->pairs;
     }
+    double load = (double)sum / role->gpus, context = (double)sum_pairs / (double)sum;
+    double even = sim_time_at(&s->time[0], load, context), seconds = even * role->uneven;
     if (role->ranks > 1) {
-        double even = sim_time_at(&s->time[0], (double)sum / role->gpus,
-                                  (double)sum_pairs / (double)sum);
+        seconds = even;
+        for (int i = 0; i < role->ranks; i++) {
+            const struct prefill_rank *k = &u->rank[i];
+            if (k->tokens == 0) continue;
+            double t = sim_time_uneven(&s->time[0], load, context, (double)k->tokens / gpus,
+                                       (double)k->pairs / (double)k->tokens, role->own_share);
+            if (t > seconds) seconds = t;
+        }
         s->count[SIM_PREFILL_UNEVEN_Q10] += (int64_t)(1024 * seconds / even);
-    } else {
-        seconds *= role->uneven;
     }
     u->step_tokens = (int64_t)sum;
     u->clock += seconds;

@@ -32,4 +32,16 @@ static inline double sim_time_at(const struct sim_time *t, double x, double y)
     return (a[0] + (a[1] - a[0]) * fx) * (1 - fy) + (b[0] + (b[1] - b[0]) * fx) * fy;
 }
 
+/* A step of even ranks of load x and context y, in which one rank has (rank_x, rank_y) instead and
+ * the others wait for it: its core attention is all its own, of the other costs of its tokens
+ * own_share; the rest (routed experts, all-to-all) goes by the mean. Never below the even step. */
+static inline double sim_time_uneven(const struct sim_time *t, double x, double y, double rank_x,
+                                     double rank_y, double own_share)
+{
+    double even = sim_time_at(t, x, y), spread = rank_x * rank_y / x; /* its pairs over x tokens */
+    double attention = sim_time_at(t, x, spread);
+    double seconds = attention + own_share * (sim_time_at(t, rank_x, rank_y) - attention);
+    return seconds > even ? seconds : even;
+}
+
 #endif

@@ -322,6 +322,18 @@ static enum status build_drift(struct study_plant *p, int minutes)
     return OK;
 }
 
+/* Of what a token costs a GPU beside core attention, the part that does not go by the mean of all
+ * GPUs: all but the routed experts. */
+static double own_share(struct unit_speed *u, double tokens)
+{
+    struct unit_step step;
+    if (unit_is_decode(u)) unit_decode_step(u, tokens, 1, &step);
+    else unit_prefill_step(u, tokens, tokens, &step);
+    double own = step.stage_s[STAGE_ATTN] + step.stage_s[STAGE_ATTN_0] +
+                 step.stage_s[STAGE_ATTN_1] + step.stage_s[STAGE_SHARED];
+    return own / (own + step.stage_s[STAGE_MLP]);
+}
+
 enum status study_plant_days(struct study_plant *p)
 {
     struct study *s = &p->study;
@@ -348,10 +360,12 @@ enum status study_plant_days(struct study_plant *p)
         .prefill = {.max_units = s->prefill.units, .gpus = unit_gpus(p->prefill),
                     .ranks = ranks ? unit_gpus(p->prefill) : 1,
                     .nodes = unit_nodes(p->prefill), .tokens_per_gpu = s->prefill.per_gpu,
+                    .own_share = own_share(p->prefill, s->prefill.per_gpu),
                     .uneven = s->prefill.uneven_step},
         .decode = {.max_units = s->decode.units, .gpus = unit_gpus(p->decode),
                    .ranks = ranks ? unit_gpus(p->decode) : 1,
                    .nodes = unit_nodes(p->decode), .tokens_per_gpu = s->decode.per_gpu,
+                   .own_share = own_share(p->decode, s->decode.per_gpu),
                    .uneven = s->decode.uneven_step},
     };
     TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, DECODE_CONTEXT, &c->decode.time));

@@ -198,6 +198,7 @@ static void balancers_deal_to_ranks(void **state)
     (void)state;
     struct bench *b = bench_new(90000), *whole = bench_new(90000);
     b->c.prefill.ranks = b->c.decode.ranks = 8;
+    b->c.prefill.own_share = b->c.decode.own_share = 1;
     struct sim_result r = run(b), u = run(whole);
     double steps = (double)r.total[SIM_DECODE_STEPS] * 1024;
     double uneven = (double)r.total[SIM_DECODE_UNEVEN_Q10] / steps;
