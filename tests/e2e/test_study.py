@@ -62,9 +62,10 @@ def test_books_close(tmp_path):
 @pytest.mark.parametrize("forecast", ["reactive", "holt_winters", "lstm"])
 def test_autoscaled_uses_fewer_nodes(tmp_path, forecast):
     h5 = tmp_path / "auto.h5"
-    study(DAY, *[s for s in SMALL if not s.startswith("nodes")], "nodes.mode=auto",
-          "autoscale.min_prefill=1", "autoscale.min_decode=1", f"autoscale.forecast={forecast}",
-          f"results={h5}")
+    out = study(DAY, *[s for s in SMALL if not s.startswith("nodes")], "nodes.mode=auto",
+                "autoscale.min_prefill=1", "autoscale.min_decode=1",
+                f"autoscale.forecast={forecast}", f"results={h5}").stdout
+    assert "enough: " in out and "with all 66 nodes" in out
     with h5py.File(h5) as f:
         hour = f["account/hourly"][0]
     assert hour["prefill_nodes"] + hour["decode_nodes"] < 66
