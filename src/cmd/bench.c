@@ -13,6 +13,7 @@ static const struct {
      cmd_bench_machine, false},
     {"gemm", "dense, grouped and masked matrix products", cmd_bench_gemm, false},
     {"mla", "prefill attention and paged decode attention", cmd_bench_mla, false},
+    {"layer", "stages and kernels of a MoE layer of a checkpoint", cmd_bench_layer, true},
     {"kv", "the disk tier of the KV cache on a folder, or its eviction on a trace", cmd_bench_kv,
      false},
     {"ep", "dispatch and combine over the ranks of mpirun", cmd_bench_ep, true},
@@ -46,7 +47,6 @@ enum status cmd_bench(int argc, char **argv)
         return OK;
     }
     if (argc > 1)
-        return error_set(ERR_USAGE, "unknown benchmark %s: one of machine, gemm, mla, kv, ep",
-                         argv[1]);
-    return error_set(ERR_USAGE, "which benchmark? moebatch bench machine | gemm | mla | kv | ep");
+        return error_set(ERR_USAGE, "unknown benchmark %s: see moebatch bench --help", argv[1]);
+    return error_set(ERR_USAGE, "which benchmark? see moebatch bench --help");
 }

@@ -19,6 +19,7 @@
 enum status cmd_bench_machine(int argc, char **argv);
 enum status cmd_bench_gemm(int argc, char **argv);
 enum status cmd_bench_mla(int argc, char **argv);
+enum status cmd_bench_layer(int argc, char **argv);
 enum status cmd_bench_ep(int argc, char **argv);
 enum status cmd_bench_kv(int argc, char **argv);
 

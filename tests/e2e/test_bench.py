@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import BINARY, moebatch
+from conftest import BINARY, GOLDEN, MPIRUN, moebatch
 
 
 def rows(out, words):
@@ -50,3 +50,13 @@ def test_gemm():
 def test_usage(args):
     done = subprocess.run([BINARY, "bench", *args], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr
+
+
+def test_layer():
+    done = subprocess.run([MPIRUN, "-np", "1", BINARY, "bench", "layer", GOLDEN / "fp8", "--batch",
+                           "1,3", "--prompt", "20", "--steps", "1"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for stage in ("ATTN ", "ATTN_1 ", "MLP ", "SHARED ", "COMBINE "):
+        assert any(x.startswith(stage) for x in done.stdout.splitlines()), stage
+    assert done.stdout.count("  mla_decode") == 2 and done.stdout.count("  mla_prefill") == 1

@@ -282,7 +282,7 @@ static void test_golden(void **state)
         snprintf(path, sizeof path, "%.200s/golden.json", dir);
         json_t *golden = json_load_file(path, 0, 0);
         assert_non_null(golden);
-        for (int isa = 0; isa < ISA_AMX; isa++) {
+        for (int isa = 0; isa < ISA_COUNT; isa++) {
             const char *why = "";
             if (!isa_supported((enum isa)isa, &why)) {
                 printf("# %s skipped: no %s here\n", isa_name((enum isa)isa), why);
