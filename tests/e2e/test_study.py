@@ -2,6 +2,7 @@
 import os
 import re
 import subprocess
+import time
 
 import h5py
 import numpy as np
@@ -292,6 +293,33 @@ def test_wide_sweep_counts_what_cannot_be(tmp_path):
     assert rows["best"].sum() == 1
     assert ok[ok["best"] == 1]["usd_per_m_output"][0] == meets["usd_per_m_output"].min()
     assert ok["extrapolated"].any() and not ok["extrapolated"].all()
+
+
+def test_sweep_killed_in_the_middle(tmp_path):
+    def sweep(name):
+        path = tmp_path / f"{name}.yaml"
+        text = WIDE.format(results=tmp_path / f"{name}.h5")
+        path.write_text(text + "  decode.max_batch: [16, 32, 48, 64, 96, 128, 192, 256]\n")
+        return path, tmp_path / f"{name}.h5"
+
+    def rows(h5):
+        with h5py.File(h5) as f:
+            return f["sweep"][:].tobytes()
+
+    path, h5 = sweep("killed")
+    points = tmp_path / "killed.h5.points.0"
+    with subprocess.Popen([str(BINARY), "study", str(path)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not points.exists() or points.stat().st_size < 1 << 16):
+            time.sleep(0.001)
+        process.kill()
+    assert not h5.exists(), "the sweep ended before it could be killed: give it more points"
+    taken = int(re.search(r"3072 points, (\d+) taken over", study(path).stdout)[1])
+    assert 0 < taken < 3072
+    whole, whole_h5 = sweep("whole")
+    study(whole, ranks=2)
+    assert rows(h5) == rows(whole_h5)
+    assert not list(tmp_path.glob("*.points.*"))
 
 
 @pytest.mark.parametrize("axis,text", [
