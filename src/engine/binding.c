@@ -1,4 +1,4 @@
-/* binding.c - see binding.h. Ranks with the same CPU mask form a group; a group has enough cores
+/* binding.c - see binding.h. Ranks with the same CPU mask and GPUs form a group; a group has enough cores
  * for its threads or not, two groups overlap or not. */
 #include "engine/binding.h"
 
@@ -6,6 +6,7 @@
 
 #include <sched.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@ struct group {
     int ranks, threads;          /* threads of all its ranks */
     int cores;
     bool bound;                  /* to less than the whole host */
+    const char *gpus;
 };
 
 static void append(char *text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -66,12 +68,15 @@ static int make_groups(hwloc_topology_t t, const struct binding_rank *ranks, int
             for (unsigned b = 0; b < 64; b++)
                 if (ranks[i].cpus[w] >> b & 1) hwloc_bitmap_set(cpus, (unsigned)w * 64 + b);
         int g = 0;
-        while (g < groups && !hwloc_bitmap_isequal(group[g].cpus, cpus)) g++;
+        while (g < groups && (!hwloc_bitmap_isequal(group[g].cpus, cpus) ||
+                              strcmp(group[g].gpus, ranks[i].gpus) != 0))
+            g++;
         struct group *at = &group[g];
         if (g == groups) {
             groups++;
             *at = (struct group){.cpus = cpus, .local = hwloc_bitmap_alloc(),
-                                 .world = hwloc_bitmap_alloc(), .cores = cores_of(t, cpus)};
+                                 .world = hwloc_bitmap_alloc(), .cores = cores_of(t, cpus),
+                                 .gpus = ranks[i].gpus};
             at->bound = !hwloc_bitmap_isincluded(hwloc_topology_get_allowed_cpuset(t), cpus);
         } else {
             hwloc_bitmap_free(cpus);
@@ -84,13 +89,71 @@ static int make_groups(hwloc_topology_t t, const struct binding_rank *ranks, int
     return groups;
 }
 
-static void describe_group(const struct group *g, bool first, struct binding_host *out)
+static bool is_nic(const struct hwloc_obj *d)
+{
+    return d->attr->osdev.type == HWLOC_OBJ_OSDEV_OPENFABRICS ||
+           (d->attr->osdev.type == HWLOC_OBJ_OSDEV_NETWORK && strcmp(d->name, "lo") != 0);
+}
+
+/* The NIC that is nearest to these CPUs: an InfiniBand or RoCE device before an Ethernet one, one
+ * that hangs on their part of the host before another. NULL: there is none to be seen. */
+static const char *nearest_nic(hwloc_topology_t t, hwloc_const_bitmap_t cpus)
+{
+    const char *best = NULL;
+    int most = -1;
+    for (hwloc_obj_t d = hwloc_get_next_osdev(t, NULL); d; d = hwloc_get_next_osdev(t, d)) {
+        if (!d->name || !is_nic(d)) continue;
+        hwloc_obj_t at = hwloc_get_non_io_ancestor_obj(t, d);
+        int points = 2 * (d->attr->osdev.type == HWLOC_OBJ_OSDEV_OPENFABRICS) +
+                     (at && at->cpuset && hwloc_bitmap_intersects(at->cpuset, cpus));
+        if (points <= most) continue;
+        most = points;
+        best = d->name;
+    }
+    return best;
+}
+
+/* GPUs in a list like "0,1,2". */
+static int count_gpus(const char *gpus)
+{
+    int n = *gpus != '\0';
+    for (; *gpus; gpus++) n += *gpus == ',';
+    return n;
+}
+
+/* More ranks than GPUs among those that were given the same ones. */
+static void find_shared_gpus(const struct binding_rank *ranks, int n, struct binding_host *out)
+{
+    for (int i = 0; i < n; i++) {
+        int same = 0, second = i, gpus = count_gpus(ranks[i].gpus);
+        bool told = false;
+        for (int k = 0; k < n; k++) {
+            if (!gpus || strcmp(ranks[i].gpus, ranks[k].gpus) != 0) continue;
+            told |= k < i;
+            if (same++ == 1) second = k;
+        }
+        if (told || same <= gpus) continue;
+        append(out->warnings,
+               "%d ranks (%d, %d, ...) have %d GPU%s (CUDA_VISIBLE_DEVICES=%s): start as many ranks "
+               "as GPUs, or give each its own (srun --gpus-per-task=1, which may number each "
+               "rank's own GPU 0)\n",
+               same, ranks[i].world_rank, ranks[second].world_rank, gpus, gpus > 1 ? "s" : "",
+               ranks[i].gpus);
+    }
+}
+
+static void describe_group(const struct group *g, const char *nic, bool first,
+                           struct binding_host *out)
 {
     char local[128], cpus[128];
     append(out->table, "%s%s: cpus %s", first ? "" : "; ", list(g->local, local),
            list(g->cpus, cpus));
     if (!g->bound && g->ranks > 1)
         append(out->table, ", not bound, %.3g threads a core", (double)g->threads / g->cores);
+    if (*g->gpus) append(out->table, ", gpu %s", g->gpus);
+    if (nic) append(out->table, ", nic %s", nic);
+    out->no_gpu &= !*g->gpus;
+    out->no_nic &= !nic;
 }
 
 /* More threads than cores. Many single-threaded ranks that nobody bound were meant to share. */
@@ -147,12 +210,15 @@ void binding_describe(hwloc_topology_t topology, const struct binding_rank *rank
     out->ranks = n;
     out->first = ranks[0].world_rank;
     out->table[0] = out->warnings[0] = '\0';
+    out->no_gpu = out->no_nic = 1;
     struct group *group = calloc((size_t)n, sizeof *group);
     if (!group) return;
     int groups = make_groups(topology, ranks, n, group);
-    for (int g = 0; g < groups; g++) describe_group(&group[g], g == 0, out);
+    for (int g = 0; g < groups; g++)
+        describe_group(&group[g], nearest_nic(topology, group[g].cpus), g == 0, out);
     find_crowded(group, groups, out);
     find_overlap(topology, group, groups, out);
+    find_shared_gpus(ranks, n, out);
     for (int g = 0; g < groups; g++) {
         hwloc_bitmap_free(group[g].cpus);
         hwloc_bitmap_free(group[g].local);
@@ -206,6 +272,7 @@ static void describe_host(const struct binding_rank *ranks, int n, struct bindin
     out->ranks = n;
     out->first = ranks[0].world_rank;
     if (hwloc_topology_init(&t) != 0) return;
+    hwloc_topology_set_io_types_filter(t, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
     if (hwloc_topology_load(t) == 0) binding_describe(t, ranks, n, out);
     hwloc_topology_destroy(t);
 }
@@ -215,12 +282,13 @@ static void print_hosts(const struct binding_host *h, int hosts)
     for (int i = 0, n = 0; i < hosts; i += n) {
         for (n = 1; i + n < hosts; n++)
             if (strcmp(h[i].table, h[i + n].table) != 0) break;
+        const char *gpu = h[i].no_gpu ? "; no GPU" : "", *nic = h[i].no_nic ? "; no NIC" : "";
         if (n == 1)
-            log_info("binding: %s, %d rank(s) from %d on: %s", h[i].host, h[i].ranks, h[i].first,
-                     h[i].table);
+            log_info("binding: %s, %d rank(s) from %d on: %s%s%s", h[i].host, h[i].ranks,
+                     h[i].first, h[i].table, gpu, nic);
         else
-            log_info("binding: %s to %s, %d hosts of %d rank(s), from %d on: on each %s", h[i].host,
-                     h[i + n - 1].host, n, h[i].ranks, h[i].first, h[i].table);
+            log_info("binding: %s to %s, %d hosts of %d rank(s), from %d on: on each %s%s%s",
+                     h[i].host, h[i + n - 1].host, n, h[i].ranks, h[i].first, h[i].table, gpu, nic);
     }
     for (int i = 0; i < hosts; i++) {
         char lines[BINDING_TEXT], *save = 0;
@@ -234,7 +302,9 @@ enum status binding_report(MPI_Comm world, const struct node *node, int threads)
 {
     struct binding_rank mine = {.threads = threads}, *ranks = 0;
     struct binding_host here, *hosts = 0;
+    const char *gpus = getenv("CUDA_VISIBLE_DEVICES");
     own_mask(mine.cpus);
+    if (gpus) snprintf(mine.gpus, sizeof mine.gpus, "%s", gpus);
     MPI_Comm_rank(world, &mine.world_rank);
     bool first = node->rank == 0;
     if (first) ranks = calloc((size_t)node->size, sizeof *ranks);

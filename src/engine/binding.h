@@ -1,8 +1,10 @@
-/* binding.h - which rank runs on which node and CPUs, and whether that makes sense.
+/* binding.h - which rank runs on which node, CPUs and GPU, near which NIC, and whether that makes
+ * sense.
  *
  * Reported once at the start: a table (hosts that look alike share a line) and a warning for each
  * kind of bad binding of a host. Nothing is changed: binding is the launcher's work. The first rank
- * of a host reads its topology (hwloc); the others only send their CPU mask.
+ * of a host reads its topology (hwloc); the others only send their CPU mask and the GPUs that they were
+ * given (CUDA_VISIBLE_DEVICES). Where a host has neither GPU nor NIC to be seen, the table says so.
  */
 #ifndef ENGINE_BINDING_H
 #define ENGINE_BINDING_H
@@ -19,13 +21,16 @@ struct binding_rank {
     uint64_t cpus[BINDING_WORDS]; /* CPUs it may run on, by the system's numbers */
     int32_t world_rank;
     int32_t threads;              /* OpenMP threads that its kernels use */
+    char gpus[32];                /* "2" or "0,1,2,3", "" when none were given */
 };
 
 /* What is to be said about a host; plain data. */
 struct binding_host {
     char host[64];
     int32_t ranks, first;         /* how many, lowest rank of the job */
-    char table[BINDING_TEXT];     /* "0: cpus 0-3; 1: cpus 4-7", ranks numbered on the host */
+    int32_t no_gpu, no_nic;       /* no rank was given a GPU; the topology shows no NIC */
+    char table[BINDING_TEXT];     /* "0: cpus 0-3, gpu 0, nic mlx5_0; 1: cpus 4-7, ...", ranks
+                                     numbered on the host */
     char warnings[BINDING_TEXT];  /* lines, "" when all is well */
 };
 

@@ -1,4 +1,4 @@
-/* links: engine account plan model ep moe attention gemm transport schedule balance kvcache device checkpoint requests config core */
+/* links: plan engine cluster account model ep moe attention gemm transport schedule balance kvcache device checkpoint requests config core */
 /* The table and the warnings for made-up hosts (hwloc's synthetic topologies).
  *
  * Alone: make unit-binding
@@ -14,7 +14,8 @@
 #include <cmocka.h>
 
 /* Describes ranks with these masks (of the first 64 CPUs) on a host of this shape. */
-static struct binding_host describe(const char *shape, int n, const uint64_t *masks, int threads)
+static struct binding_host describe_with(const char *shape, int n, const uint64_t *masks,
+                                         int threads, const char *const *gpus)
 {
     struct binding_rank ranks[8];
     struct binding_host host;
@@ -28,10 +29,16 @@ static struct binding_host describe(const char *shape, int n, const uint64_t *ma
         ranks[i].cpus[0] = masks[i];
         ranks[i].world_rank = 100 + i;
         ranks[i].threads = threads;
+        if (gpus) snprintf(ranks[i].gpus, sizeof ranks[i].gpus, "%s", gpus[i]);
     }
     binding_describe(t, ranks, n, &host);
     hwloc_topology_destroy(t);
     return host;
+}
+
+static struct binding_host describe(const char *shape, int n, const uint64_t *masks, int threads)
+{
+    return describe_with(shape, n, masks, threads, NULL);
 }
 
 static void has(const char *text, const char *part)
@@ -116,9 +123,31 @@ static void test_omp(void **state)
     has(text, "OMP_THREAD_LIMIT=2 keeps ranks below threads_per_rank 4");
 }
 
+static void test_gpus(void **state)
+{
+    (void)state;
+    const uint64_t masks[] = {0x03, 0x0c, 0x30, 0xc0}, all[] = {255, 255, 255, 255};
+    struct binding_host h = describe("core:8 pu:1", 2, masks, 2);
+    assert_true(h.no_gpu && h.no_nic); /* a made-up host shows no devices */
+    h = describe_with("core:8 pu:1", 4, masks, 2, (const char *[]){"0", "1", "2", "3"});
+    assert_string_equal(h.table, "0: cpus 0-1, gpu 0; 1: cpus 2-3, gpu 1; 2: cpus 4-5, gpu 2; "
+                                 "3: cpus 6-7, gpu 3");
+    assert_string_equal(h.warnings, "");
+    assert_false(h.no_gpu);
+    h = describe_with("core:8 pu:1", 4, masks, 2, (const char *[]){"0", "1", "1", "3"});
+    has(h.warnings, "2 ranks (101, 102, ...) have 1 GPU (CUDA_VISIBLE_DEVICES=1)");
+    /* All see all: each takes its own, as long as there are enough. */
+    h = describe_with("core:8 pu:1", 4, all, 2, (const char *[]){"0,1", "0,1", "0,1", "0,1"});
+    has(h.table, "0-3: cpus 0-7");
+    has(h.warnings, "4 ranks (100, 101, ...) have 2 GPUs (CUDA_VISIBLE_DEVICES=0,1)");
+    h = describe_with("core:8 pu:1", 2, all, 2, (const char *[]){"0,1", "0,1"});
+    assert_string_equal(h.warnings, "");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gpus),
         cmocka_unit_test(test_cores_of_their_own), cmocka_unit_test(test_shared_but_wide_enough),
         cmocka_unit_test(test_overlap),            cmocka_unit_test(test_hyperthreads),
         cmocka_unit_test(test_too_many_threads),   cmocka_unit_test(test_not_bound),
