@@ -55,7 +55,8 @@ static enum status hear_reason(struct engine *e, enum status st)
         clock_sleep_us(1000);
     }
     enum status told = router_failure(r->router);
-    return told != OK ? told : error_set(st, "%s", own);
+    /* Heard before this call, the reason is in `own` already. */
+    return told != OK && *error_text() ? told : error_set(told != OK ? told : st, "%s", own);
 }
 
 /* A host may be cut off. mpirun notices that by keepalive probes (slurm/run.sbatch), but only while
