@@ -154,8 +154,9 @@ static enum status run_epoch(struct sim *s)
     for (int i = s->p0; i < s->p1; i++) s->head[HEAD_LOADS + i] += s->prefill[i - s->p0].work;
     for (int i = s->d0; i < s->d1; i++)
         s->head[HEAD_LOADS + s->np + i] += decode_unit_load(s, &s->decode[i - s->d0]);
-    s->due[s->epoch & (WHEEL - 1)] = 0;
-    s->head[HEAD_DUE] = s->due[(s->epoch + 1) & (WHEEL - 1)];
+    for (int i = 0; i < s->d1 - s->d0; i++)
+        TRY(sim_wheel_due(&s->pool, &s->lane[i].wheel, (uint64_t)s->epoch + 1,
+                          &s->head[HEAD_DUE]));
     sim_cache_head(s);
     TRY(sim_route_exchange(s));
     sim_cache_evict(s);
@@ -318,7 +319,7 @@ static void end(struct sim *s)
 
 static int64_t own_bytes(const struct sim *s)
 {
-    int64_t bytes = (int64_t)s->pool.cap * (CHUNK * 32 + 4) + s->cache_seconds * 8 + WHEEL * 4;
+    int64_t bytes = (int64_t)s->pool.cap * (CHUNK * 32 + 4) + s->cache_seconds * 8;
     bytes += (int64_t)(s->d1 - s->d0) * 2 * (WHEEL_FINE + WHEEL_COARSE) * 12;
     bytes += (int64_t)s->scratch_cap * 32;
     for (int i = 0; i < s->p1 - s->p0; i++)

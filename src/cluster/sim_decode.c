@@ -103,7 +103,6 @@ static enum status finish(struct sim *s, struct decode_unit *u, struct sim_reque
     int64_t at = (int64_t)(r->arrival * s->epochs_per_tick);
     if (at < s->epoch + 2) at = s->epoch + 2;
     if (at > s->epoch + WHEEL - 2) at = s->epoch + WHEEL - 2;
-    s->due[at & (WHEEL - 1)]++;
     s->count[SIM_THINKING]++;
     return sim_wheel_put(&s->pool, &s->lane[u->id - s->d0].wheel, (uint64_t)at, r);
 }

@@ -120,7 +120,6 @@ struct sim {
     int64_t last_routed[2];       /* own + others' load routed in the last epoch, by role */
     int64_t routed[2];
     uint16_t slots_p[ROUTE_SLOTS], slots_d[ROUTE_SLOTS];
-    uint32_t due[WHEEL];          /* returning requests by epoch, own lanes */
     /* time */
     int64_t epoch, epoch_ms, warmup_ms, end_ms;
     double t0, t1;                /* of this epoch */
@@ -229,6 +228,14 @@ static inline bool sim_cursor_next(struct sim_pool *p, struct sim_cursor *c, str
 enum status sim_wheel_init(struct sim_wheel *w);
 void sim_wheel_free(struct sim_wheel *w);
 enum status sim_wheel_open(struct sim_pool *p, struct sim_wheel *w, uint64_t at);
+/* How many are due at `at`. Before they are taken; what was due earlier has been. */
+static inline enum status sim_wheel_due(struct sim_pool *p, struct sim_wheel *w, uint64_t at,
+                                        int64_t *n)
+{
+    if (at / WHEEL_FINE != w->block) TRY(sim_wheel_open(p, w, at));
+    *n += w->fine[at % WHEEL_FINE].n;
+    return OK;
+}
 /* What is due at `at`, which must not go down; nothing is put there afterwards. */
 static inline enum status sim_wheel_take(struct sim_pool *p, struct sim_wheel *w, uint64_t at,
                                          struct sim_cursor *out)
