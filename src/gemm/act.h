@@ -19,17 +19,26 @@ static inline float act_scale(uint32_t amax_bits, bool ue8m0)
     return scale;
 }
 
+/* All ones where `yes`: masks, because choices do not vectorise with every instruction set. */
+static inline uint32_t act_mask(bool yes)
+{
+    return 0u - (uint32_t)yes;
+}
+
 /* e4m3_from_f32 without branches: normal numbers are rounded as integers, denormals (below
- * 2^-6) by adding 2^14, whose unit in the last place is their step 2^-9. */
-static inline uint8_t act_e4m3(float y)
+ * 2^-6) by adding 2^14, whose unit in the last place is their step 2^-9. Comparisons are signed,
+ * which all vector units have; magnitudes are positive. */
+static inline uint32_t act_e4m3(float y)
 {
     uint32_t u = num_bits(y), mag = u & 0x7fffffffu;
-    uint32_t normal = ((mag + 0x7ffffu + ((mag >> 20) & 1u)) >> 20) - (120u << 3);
+    uint32_t normal = ((mag + 0x7ffffu + (mag >> 20 & 1u)) >> 20) - (120u << 3);
     uint32_t denormal = num_bits(num_from_bits(mag) + 16384.0f) - 0x46800000u;
-    uint32_t q = mag < 0x3c800000u ? denormal : normal;
-    q = q > 0x7eu ? 0x7eu : q;
-    q = mag > 0x7f800000u ? 0x7fu : q;
-    return (uint8_t)(q | (u >> 24 & 0x80u));
+    uint32_t small = act_mask((int32_t)mag < 0x3c800000);
+    uint32_t large = act_mask((int32_t)mag > 0x43e00000); /* 448, the greatest */
+    uint32_t nan = act_mask((int32_t)mag > 0x7f800000);
+    uint32_t q = (denormal & small) | (normal & ~small);
+    q = (q & ~large) | (0x7eu & large) | (1u & nan);
+    return q | (u >> 24 & 0x80u);
 }
 
 static inline void act_row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
@@ -44,8 +53,9 @@ static inline void act_row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, f
             uint32_t mag = num_bits(xb[i]) & 0x7fffffffu;
             amax = mag > amax ? mag : amax;
         }
-        scale[b] = act_scale(amax, ue8m0);
-        for (int i = 0; i < len; i++) qb[i] = act_e4m3(xb[i] / scale[b]);
+        float s = act_scale(amax, ue8m0); /* a copy: the bytes written might be scale's */
+        scale[b] = s;
+        for (int i = 0; i < len; i++) qb[i] = (uint8_t)act_e4m3(xb[i] / s);
     }
 }
 

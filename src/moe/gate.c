@@ -39,30 +39,43 @@ enum status moe_check_gate(const struct gate_params *p)
     return OK;
 }
 
+/* NaN is above nothing, everything else above NaN. */
+static bool above(float a, float b)
+{
+    return a > b || (isnan(b) && !isnan(a));
+}
+
 /* The best of n scores that is not taken yet; the lowest id wins a tie. */
 static int best_free(int n, const float *score, const bool *taken)
 {
     int best = -1;
     for (int i = 0; i < n; i++)
-        if (!taken[i] && (best < 0 || score[i] > score[best] ||
-                          (isnan(score[best]) && !isnan(score[i]))))
-            best = i;
+        if (!taken[i] && (best < 0 || above(score[i], score[best]))) best = i;
     return best;
 }
 
-/* Sum of the two best of n >= 2 scores. */
+/* Sum of the two best of n >= 2 scores: in each of WAYS interleaved parts (short chains, one vector),
+ * then of all parts. */
 static float two_best(int n, const float *score)
 {
-    float first = -INFINITY, second = -INFINITY;
-    for (int i = 0; i < n; i++) {
-        if (score[i] > first) {
-            second = first;
-            first = score[i];
-        } else if (score[i] > second) {
-            second = score[i];
+    enum { WAYS = 4 };
+    float first[WAYS], second[WAYS];
+    for (int w = 0; w < WAYS; w++) first[w] = second[w] = -INFINITY;
+    for (int i = 0; i < n; i += WAYS)
+        for (int w = 0; w < WAYS; w++) {
+            float x = i + w < n ? score[i + w] : -INFINITY;
+            float less = x > first[w] ? first[w] : x;
+            first[w] = x > first[w] ? x : first[w];
+            second[w] = less > second[w] ? less : second[w];
         }
+    float best = -INFINITY, next = -INFINITY;
+    for (int w = 0; w < 2 * WAYS; w++) {
+        float x = w < WAYS ? first[w] : second[w - WAYS];
+        float less = x > best ? best : x;
+        best = x > best ? x : best;
+        next = less > next ? less : next;
     }
-    return first + second;
+    return best + next;
 }
 
 static float greatest(int n, const float *score)
@@ -96,18 +109,26 @@ static void softmax_scores(const struct gate_params *p, const float *logits,
     for (int e = 0; e < p->experts; e++) score[e] /= sum;
 }
 
-/* Top-k by `choice`; weights come from `score`. */
+/* Top-k by `choice`; weights come from `score`. One pass keeps the k best so far in order; most
+ * experts fail the first comparison. */
 static void choose(const struct gate_params *p, const float *choice, const float *score,
                    int32_t *ids, float *weights)
 {
-    bool taken[MOE_MAX_EXPERTS] = {false};
-    float sum = 0;
+    float best[MOE_MAX_TOPK], sum = 0;
+    int found = 0;
+    for (int e = 0; e < p->experts; e++) {
+        if (found == p->topk && !above(choice[e], best[found - 1])) continue;
+        int at = found < p->topk ? found++ : found - 1;
+        for (; at > 0 && above(choice[e], best[at - 1]); at--) {
+            best[at] = best[at - 1];
+            ids[at] = ids[at - 1];
+        }
+        best[at] = choice[e];
+        ids[at] = e;
+    }
     for (int t = 0; t < p->topk; t++) {
-        int e = best_free(p->experts, choice, taken);
-        taken[e] = true;
-        ids[t] = e;
-        weights[t] = score[e];
-        sum += score[e];
+        weights[t] = score[ids[t]];
+        sum += weights[t];
     }
     for (int t = 0; t < p->topk; t++) {
         if (p->norm_topk) weights[t] /= sum + 1e-20f;
