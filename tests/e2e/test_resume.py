@@ -14,7 +14,7 @@ import tempfile
 
 import pytest
 
-from conftest import GOLDEN, line, moebatch, prompts_of
+from conftest import GOLDEN, Run, line, moebatch, prompts_of
 from lib_journal import finished_in, read_journal
 from test_faults import PLACES, Background, held, held_job
 
@@ -99,8 +99,13 @@ def test_stopped_in_every_phase(jobs, monkeypatch, untouched, sig):
             assert place == "results" or ("SIGUSR1" in run.err and "--resume" in run.err)
         elif place != "results":
             assert run.code != 0, place
-        again = (job,) if run.code else (job, "--force")
-        assert jobs.run(4, *again, *(["--resume"] if run.code else [])).ok().fixed() == untouched
+        if run.code == 0:
+            again = Run(0, "", "", run.h5, run.responses)
+        elif run.journal.exists() or place == "load":  # before, it is a start like any other
+            again = jobs.run(4, job, "--resume").ok()
+        else:
+            continue
+        assert again.fixed() == untouched, place
 
 
 def test_killed_again_and_again(jobs, undisturbed):
