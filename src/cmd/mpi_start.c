@@ -12,8 +12,13 @@
 #include "core/nap.h"
 
 #include <mpi.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define END_LIMIT_S 5
@@ -45,13 +50,75 @@ static void prepare_many_ranks(double per_core)
     }
 }
 
+/* ---- a start that hangs ---------------------------------------------------------------------- */
+
+/* MPI_Init waits for every rank, and nobody else watches before it is through. */
+struct start_watch {
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    bool started, through;
+    long limit_s;
+};
+
+static void *start_thread(void *arg)
+{
+    struct start_watch *w = arg;
+    struct timespec until;
+    char host[64] = "";
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += w->limit_s;
+    pthread_mutex_lock(&w->mutex);
+    while (!w->through && pthread_cond_timedwait(&w->wake, &w->mutex, &until) == 0) {}
+    bool through = w->through;
+    pthread_mutex_unlock(&w->mutex);
+    if (through) return NULL;
+    gethostname(host, sizeof host - 1);
+    fprintf(stderr, "moebatch: rank %ld on %s: watchdog: MPI_Init has not returned after %ld s "
+            "(MOEBATCH_START_LIMIT_S): some of the %ld ranks did not start, or hosts cannot reach "
+            "each other\n", env_long("OMPI_COMM_WORLD_RANK"), host, w->limit_s,
+            env_long("OMPI_COMM_WORLD_SIZE"));
+    clock_sleep_us(1000000); /* for the others' lines: who is missing says nothing */
+    _exit(ERR_COMM);
+}
+
+/* Signals stay the main thread's. */
+static void start_watched(struct start_watch *w)
+{
+    sigset_t all, before;
+    memset(w, 0, sizeof *w);
+    w->limit_s = getenv("MOEBATCH_START_LIMIT_S") ? env_long("MOEBATCH_START_LIMIT_S") : 600;
+    if (w->limit_s <= 0) return;
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_cond_init(&w->wake, NULL);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    w->started = pthread_create(&w->thread, NULL, start_thread, w) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void start_through(struct start_watch *w)
+{
+    if (!w->started) return;
+    pthread_mutex_lock(&w->mutex);
+    w->through = true;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->mutex);
+    pthread_join(w->thread, NULL);
+    pthread_cond_destroy(&w->wake);
+    pthread_mutex_destroy(&w->mutex);
+}
+
 enum status mpi_start(int *argc, char ***argv)
 {
     double per_core = ranks_per_core();
     if (per_core > 1) prepare_many_ranks(per_core);
     int provided = MPI_THREAD_SINGLE;
-    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
-        return error_set(ERR_COMM, "MPI_Init_thread failed");
+    struct start_watch watch;
+    start_watched(&watch);
+    int failed = MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    start_through(&watch);
+    if (failed != MPI_SUCCESS) return error_set(ERR_COMM, "MPI_Init_thread failed");
     if (provided < MPI_THREAD_FUNNELED)
         return error_set(ERR_RESOURCE,
                          "this MPI library has no thread support: found level %d, expected "

@@ -248,6 +248,20 @@ def test_watchdog_names_the_rank(jobs, monkeypatch):
             assert text.format(host=socket.gethostname()) in verdict, f"{name}: {verdict}"
 
 
+def test_a_rank_that_never_starts(jobs):
+    """MPI_Init waits for all ranks: one of them is another program that never calls it."""
+    job = held_job(jobs, mixed={"ep": 2})
+    path = jobs.folder / "missing.yaml"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    done = subprocess.run([str(MPIRUN), "-np", "1", str(BINARY), "run", str(path), ":", "-np", "1",
+                           "sleep", "30"], capture_output=True, text=True, check=False, timeout=25,
+                          env={**os.environ, "MOEBATCH_START_LIMIT_S": "2"})
+    assert done.returncode == 5, done.stderr
+    for text in (f"rank 0 on {socket.gethostname()}: watchdog: MPI_Init has not returned after 2 s",
+                 "some of the 2 ranks"):
+        assert text in done.stderr, done.stderr
+
+
 def test_watchdog_is_patient(jobs):
     """A rank that stops again and again, never for long, is slow and not lost."""
     lines = [line(f"p{i}", [9 + i], max_tokens=20, ignore_eos=True) for i in range(400)]
