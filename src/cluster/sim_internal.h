@@ -1,8 +1,8 @@
 /* sim_internal.h - the parts of a running simulation. Private to sim*.c.
  *
  * Who does what: sim.c owns the epochs, arrivals and results; sim_route.c spreads requests over
- * units and ranks; sim_prefill.c and sim_decode.c are the units, sim_preempt.c what happens when their pages run
- * out; sim_wheel.c keeps requests by step; sim_cache.c is the prefix cache.
+ * units and ranks; sim_prefill.c and sim_decode.c are the units, sim_preempt.c what happens when
+ * their pages run out; sim_wheel.c keeps requests by step; sim_cache.c is the prefix cache.
  * Times are seconds since the simulation's start (warm-up included) unless named otherwise.
  */
 #ifndef CLUSTER_SIM_INTERNAL_H
@@ -33,8 +33,8 @@ struct sim_bucket {
     uint32_t first, last, n;
 };
 
-/* Buckets by step or epoch, up to WHEEL - 1 ahead: the steps of the block now open one by one, later
- * ones by blocks of WHEEL_FINE. */
+/* Buckets by step or epoch, up to WHEEL - 1 ahead: the steps of the block now open one by one,
+ * later ones by blocks of WHEEL_FINE. */
 struct sim_wheel {
     struct sim_bucket *fine;   /* [WHEEL_FINE]; owned, coarse with it */
     struct sim_bucket *coarse; /* [WHEEL_COARSE] */

@@ -1,8 +1,8 @@
 /* sim_preempt.c - a decode rank's KV pages do not suffice: the youngest requests' pages go to host
  * memory and come back when there is room, as the engine does it; nothing is computed again. The
  * engine frees pages one request at a time; here down to the high-water mark at once, so that it
- * happens rarely. The copies take no time of the step: a request of 5,000 tokens is 0.35 GB, 7 ms of
- * a 50 GB/s host link beside steps of 50 ms. */
+ * happens rarely. The copies take no time of a step: a request of 5,000 tokens is 0.35 GB, 7 ms
+ * of a 50 GB/s host link beside steps of 50 ms. */
 #include "cluster/sim_internal.h"
 
 #include <stdlib.h>

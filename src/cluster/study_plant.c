@@ -230,6 +230,19 @@ static enum status build_forecasts(struct study_plant *p)
     return st;
 }
 
+/* Units that the warm-up and the first minutes ask for: an autoscaled day begins with these. */
+static int first_units(const struct study_plant *p, const struct plan_role *r)
+{
+    const struct study *s = &p->study;
+    double part = arrival_curve_mean(&p->curve, s->workload.start_hour, s->workload.hours);
+    double mean = s->workload.requests / (s->workload.hours * 3600) / part, most = 0;
+    int from = -(int)(s->workload.warmup_s / 60), to = (int)(s->autoscale.startup_s / 60);
+    for (int m = from; m <= to; m++)
+        most = fmax(most, arrival_curve_at(&p->curve, s->workload.start_hour + m / 60.0));
+    double units = ceil(mean * most * s->autoscale.headroom / r->capacity);
+    return (int)fmin(fmax(units, r->min_units), r->max_units);
+}
+
 static enum status build_plan(struct study_plant *p)
 {
     const struct study *s = &p->study;
@@ -246,9 +259,11 @@ static enum status build_plan(struct study_plant *p)
         .start_units = s->decode.units,
         .nodes = unit_nodes(p->decode),
     };
-    if (automatic) { /* in requests per second */
+    if (automatic && !*s->workload.trace) { /* in requests per second */
         prefill.capacity = study_prefill_capacity(p) * s->autoscale.prefill_utilisation / turns_s;
         decode.capacity = study_decode_capacity(p, NULL) / p->means.output;
+        prefill.start_units = first_units(p, &prefill);
+        decode.start_units = first_units(p, &decode);
     }
     struct autoscale_params scale = {
         .interval_s = AUTOSCALE_INTERVAL_S,
@@ -368,7 +383,8 @@ enum status study_plant_days(struct study_plant *p)
                    .own_share = own_share(p->decode, s->decode.per_gpu),
                    .uneven = s->decode.uneven_step},
     };
-    TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, DECODE_CONTEXT, &c->decode.time));
+    TRY(sim_time_build(decode_seconds, p->decode, s->decode.per_gpu, DECODE_CONTEXT,
+                       &c->decode.time));
     TRY(sim_time_build(prefill_seconds, p->prefill, s->prefill.per_gpu, PREFILL_CONTEXT,
                        &c->prefill.time));
     return build_drift(p, (int)ceil(c->hours * 60 + c->warmup_s / 60) + 1);

@@ -75,8 +75,8 @@ static void print_events(const struct study_plant *p, const struct study_day *d,
                      "times that of even ranks\n",
                 (double)n[SIM_PREFILL_UNEVEN_Q10] / 1024 / fmax((double)n[SIM_PREFILL_STEPS], 1),
                 (double)n[SIM_DECODE_UNEVEN_Q10] / 1024 / fmax((double)n[SIM_DECODE_STEPS], 1));
-    fprintf(out, "  KV pages ran out for %lld requests: moved to host memory and back; %lld prompts "
-                 "larger than a rank's pages\n",
+    fprintf(out, "  KV pages ran out for %lld requests: moved to host memory and back; %lld "
+                 "prompts larger than a rank's pages\n",
             (long long)n[SIM_PREEMPTED], (long long)n[SIM_REFUSED]);
     for (int i = 0; i < 2 && p->drift[i].minutes; i++) {
         const struct expert_drift *e = &p->drift[i];
@@ -100,8 +100,8 @@ static void print_enough(const struct study_plant *p, const struct study_day *d,
     int all = pr->max_units * pr->nodes + dr->max_units * dr->nodes;
     double paid = d->prefill_node_s + d->decode_node_s, hours = d->sim.minutes / 60.0;
     double full_cost = d->account.cost_usd / (paid / 3600) * all * hours;
-    fprintf(out, "  enough: %.0f nodes at the peak, %.2f on average; profit $%.0f, with all %d nodes "
-                 "all the time $%.0f\n",
+    fprintf(out, "  enough: %.0f nodes at the peak, %.2f on average; profit $%.0f, with all %d "
+                 "nodes all the time $%.0f\n",
             d->peak_nodes, paid / 3600 / hours, d->account.profit_usd, all,
             d->account.revenue_usd - full_cost);
 }

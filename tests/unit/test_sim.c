@@ -56,8 +56,10 @@ static struct bench *bench_new(double requests)
         .workload = &b->w, .curve = &b->curve, .requests = requests, .hours = 0.5,
         .warmup_s = 600, .epoch_s = 0.1, .seed = 5, .tokens_per_step = 1,
         .kv_pages_per_gpu = 1000, .high_water = 0.95, .plan = &b->plan,
-        .prefill = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 4096, .uneven = 1},
-        .decode = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 64, .uneven = 1},
+        .prefill = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 4096,
+                    .uneven = 1},
+        .decode = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 64,
+                   .uneven = 1},
     };
     assert_int_equal(sim_time_build(decode_time, NULL, 64, 8192, &b->c.decode.time), OK);
     assert_int_equal(sim_time_build(prefill_time, NULL, 4096, 8192, &b->c.prefill.time), OK);
