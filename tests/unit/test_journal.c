@@ -12,12 +12,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 #include <hdf5.h>
 
+#include "core/clock.h"
 #include "engine/journal.c"
 #include "engine/journal_build.c"
 #include "engine/journal_scan.c"
@@ -586,6 +589,59 @@ static void test_build(void **state)
     assert_memory_equal(load, expected, sizeof load);
 }
 
+/* Opens and reads the file again and again until `more` is closed; exit code 0: always whole. */
+static int read_on(const char *path, int more)
+{
+    char byte;
+    int64_t times = 0;
+    while (read(more, &byte, 1) < 0) { /* nothing yet, and not closed */
+        int64_t offsets[REQUESTS + 1];
+        hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+        hid_t set = file >= 0 ? H5Dopen2(file, "/outputs/offsets", H5P_DEFAULT) : -1;
+        if (set < 0 || H5Dget_storage_size(set) == 0 || H5Aexists(file, "status") <= 0 ||
+            H5Dread(set, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, offsets) < 0)
+            return 1;
+        H5Dclose(set);
+        H5Fclose(file);
+        times++;
+    }
+    return times ? 0 : 2;
+}
+
+/* A reader never meets half a file, however often it is written anew. */
+static void test_readable_at_any_moment(void **state)
+{
+    (void)state;
+    static struct summary summary;
+    char path[256];
+    int more[2], how;
+    snprintf(path, sizeof path, "%s", in_folder("a.h5"));
+    struct journal *j = fresh();
+    struct journal_build build = {.path = path, .pending_id = pending_name, .id_bytes = 9,
+                                  .prices = prices};
+    put_job(j, REQUESTS);
+    assert_int_equal(journal_build_results(j, &build, &summary), OK);
+    assert_int_equal(pipe(more), 0);
+    assert_int_equal(fcntl(more[0], F_SETFL, O_NONBLOCK), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        close(more[1]);
+        _exit(read_on(path, more[0]));
+    }
+    close(more[0]);
+    for (int k = 0; k < 10; k++)
+        for (int i = 0; i < REQUESTS; i++) {
+            if (k == 0) put_sample(j, i);
+            assert_int_equal(journal_build_results(j, &build, &summary), OK);
+        }
+    clock_sleep_us(50000); /* a last look at the last one */
+    close(more[1]);
+    waitpid(child, &how, 0);
+    assert_true(WIFEXITED(how));
+    assert_int_equal(WEXITSTATUS(how), 0);
+    assert_int_equal(journal_close(j), OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -599,6 +655,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_job_and_force, setup, teardown),
         cmocka_unit_test_setup_teardown(test_build, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_readable_at_any_moment, setup, teardown),
     };
     return cmocka_run_group_tests_name("journal", tests, NULL, NULL);
 }
