@@ -222,6 +222,7 @@ void segment_reader_close(struct segment_reader *r)
 {
     if (r->fd >= 0) close(r->fd);
     free(r->window.data);
+    free(r->record.data);
     *r = (struct segment_reader){.fd = -1, .number = -1};
 }
 
@@ -309,9 +310,13 @@ static enum status read_record(struct segment_reader *r, bool (*want)(uint32_t t
     }
     TRY(look(r, r->offset, sizeof head + head.bytes, ahead, &at));
     if (!at) return OK;
-    out->payload = at + sizeof head;
-    *good = record_crc(r->id, head.type, head.bytes, out->payload) == head.crc ||
-            (r->id && record_crc(0, head.type, head.bytes, out->payload) == head.crc);
+    at += sizeof head;
+    *good = record_crc(r->id, head.type, head.bytes, at) == head.crc ||
+            (r->id && record_crc(0, head.type, head.bytes, at) == head.crc);
+    if (!*good) return OK;
+    TRY(reserve(&r->record, head.bytes ? head.bytes : 1));
+    memcpy(r->record.data, at, head.bytes);
+    out->payload = r->record.data;
     return OK;
 }
 

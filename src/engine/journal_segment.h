@@ -85,6 +85,7 @@ struct segment_reader {
     uint32_t id;            /* the journal's number, as soon as it is known */
     struct payload window;  /* bytes from window_at on */
     int64_t window_at;
+    struct payload record;  /* the last one's payload, aligned for what is in it */
 };
 
 void segment_reader_init(struct segment_reader *r, const char *dir);
