@@ -101,7 +101,7 @@ struct rank_row {
     int64_t planned_bytes; /* what the start of the job expected those four to be together */
     int64_t resident_bytes; /* private memory of the process that the host has given it */
     /* disk tier (kv.disk), pages: read and used; looked for but not there; read but not as they
-     * were written (misses too); written; not written because the writer was behind */
+     * were written (misses too); written; not kept (writer behind, disk full) */
     int64_t disk_hit_pages, disk_miss_pages, disk_bad_pages, disk_written_pages;
     int64_t disk_dropped_pages;
     int64_t disk_read_bytes, disk_written_bytes;

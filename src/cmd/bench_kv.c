@@ -36,8 +36,8 @@ static const char usage[] =
     "moebatch bench kv --trace FILE.jsonl\n"
     "The disk tier of the KV cache in a new folder under DIR, removed afterwards: write and read\n"
     "throughput beside fio's, look-ups/s, time from look-up to usable pages. A page of\n"
-    "DeepSeek-V3 has 4,497,408 bytes (61 layers x 64 tokens x 576 x 2). --trace replays hash_ids of a\n"
-    "trace through index and eviction alone, at several capacities.\n";
+    "DeepSeek-V3 has 4,497,408 bytes (61 layers x 64 tokens x 576 x 2). --trace replays the\n"
+    "hash_ids of a trace through index and eviction alone, at several capacities.\n";
 
 static enum status parse(int argc, char **argv, struct options *o)
 {

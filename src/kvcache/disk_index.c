@@ -265,6 +265,11 @@ int32_t disk_index_victim(const struct disk_index *ix, double now)
     return best;
 }
 
+double disk_index_last(const struct disk_index *ix, int32_t page)
+{
+    return ix->entry[page].last;
+}
+
 uint32_t disk_index_place(const struct disk_index *ix, int32_t page)
 {
     return ix->entry[page].place;

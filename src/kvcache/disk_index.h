@@ -54,6 +54,7 @@ int32_t disk_index_victim(const struct disk_index *ix, double now);
  * to be used again. The oldest in this sense goes first. */
 double disk_index_age(const struct disk_index *ix, int32_t page, double now);
 
+double disk_index_last(const struct disk_index *ix, int32_t page); /* time of the last use */
 uint32_t disk_index_place(const struct disk_index *ix, int32_t page);
 uint32_t disk_index_slot(const struct disk_index *ix, int32_t page);
 struct hash128 disk_index_hash(const struct disk_index *ix, int32_t page);

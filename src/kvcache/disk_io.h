@@ -30,8 +30,10 @@ struct disk_io_backend {
     /* A queue for `depth` requests at once, or NULL when it does not work on this machine. */
     struct disk_io *(*open)(unsigned depth);
     void (*close)(struct disk_io *io); /* nothing is under way */
+    /* Tells of memory that most buffers will lie in, before the first request; NULL: no use. */
+    void (*memory)(struct disk_io *io, void *base, size_t bytes);
     void (*submit)(struct disk_io *io, struct disk_io_request *request);
-    /* A finished request; NULL when none finished within timeout_us. */
+    /* A finished request; NULL when none finished within timeout_us (0: only looks). */
     struct disk_io_request *(*wait)(struct disk_io *io, long timeout_us);
 };
 

@@ -267,9 +267,12 @@ static void start_write(struct disk_store *s)
     g->flying++;
     put(&s->flying, j); /* so that nobody queues it again */
     pthread_mutex_unlock(&s->mutex);
-    collect(s, j);
+    if (j->record)
+        memcpy(j->buffer, j->record, s->stride);
+    else
+        collect(s, j);
     pthread_mutex_lock(&s->mutex);
-    disk_put_event(s, DISK_EVENT_TAKEN, j);
+    if (!j->record) disk_put_event(s, DISK_EVENT_TAKEN, j);
     take_out(&s->flying, j);
     submit(s, j, g->fd);
 }
@@ -281,13 +284,14 @@ static void finish_write(struct disk_store *s, struct disk_job *j)
     s->write_buffers--;
     if (j->io.result != 0) {
         stop_writing(s, "cannot write", -j->io.result);
+        s->stats.dropped_pages++;
         return;
     }
-    s->stats.written_pages++;
+    *(j->record ? &s->stats.moved_pages : &s->stats.written_pages) += 1;
     s->stats.written_bytes += s->stride;
     g->rows[g->n_rows++] = (struct disk_row){j->key, j->slot, 1};
     if (disk_index_insert(s->index, j->key.hash, j->key.parent, j->segment, j->slot,
-                          disk_now(s)) >= 0)
+                          j->record ? j->last : disk_now(s)) >= 0)
         g->live++;
 }
 
@@ -330,6 +334,7 @@ static void finish(struct disk_store *s, struct disk_job *j)
     else
         finish_read(s, j);
     s->free_buffer[s->n_free++] = j->buffer;
+    free(j->record);
     free(j);
 }
 
@@ -338,7 +343,8 @@ static void drop_writes(struct disk_store *s)
     while (s->writes.n > 0) {
         struct disk_job *j = take(&s->writes);
         s->stats.dropped_pages++;
-        disk_put_event(s, DISK_EVENT_TAKEN, j);
+        if (!j->record) disk_put_event(s, DISK_EVENT_TAKEN, j);
+        free(j->record);
         free(j);
     }
 }

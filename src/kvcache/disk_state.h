@@ -47,7 +47,9 @@ struct disk_job {
     uint64_t user;
     uint32_t segment, slot;
     char *buffer;
-    int32_t tokens[]; /* [page_tokens] */
+    char *record;     /* [stride] of a page that is moved, owned; NULL: the caller's page */
+    double last;      /* s, last use of a page that is moved */
+    int32_t tokens[]; /* [page_tokens]; not of a page that is moved */
 };
 
 struct disk_jobs {
@@ -79,6 +81,7 @@ struct disk_store {
     int32_t sealing;            /* full, being sealed, -1: none */
     double open_since;          /* s */
     bool seal_wanted;           /* even if it is not full */
+    bool moved_last;            /* pages were moved although the store is closing: not again */
     bool broken;                /* writing has failed: no more */
 
     struct disk_jobs reads, writes, flying;
@@ -111,6 +114,9 @@ void disk_put_event(struct disk_store *s, enum disk_event_kind kind, const struc
 bool disk_lease_now(struct disk_store *s);
 /* Opens a file of the folder, with O_DIRECT where it works; no mutex needed. */
 int disk_open_file(struct disk_store *s, const char *name, int flags);
+
+/* Queues a page of an evicted segment to be written again; takes the record. */
+void disk_queue_moved(struct disk_store *s, const struct disk_key *key, char *record, double last);
 
 /* ---- threads ---- */
 void *disk_pages_thread(void *store);

@@ -195,6 +195,7 @@ static void jobs_free(struct disk_jobs *q)
 {
     for (struct disk_job *j = q->head, *next; j; j = next) {
         next = j->next;
+        free(j->record);
         free(j);
     }
     jobs_init(q);
@@ -216,6 +217,23 @@ static bool queue_job(struct disk_store *s, struct disk_jobs *q, const struct di
     q->n++;
     pthread_cond_signal(&s->page_cond);
     return true;
+}
+
+void disk_queue_moved(struct disk_store *s, const struct disk_key *key, char *record, double last)
+{
+    struct disk_job *j = has(s, key->hash) ? NULL : calloc(1, sizeof *j);
+    if (!j) {
+        free(record);
+        return;
+    }
+    j->write = true;
+    j->key = *key;
+    j->record = record;
+    j->last = last;
+    *s->writes.tail = j;
+    s->writes.tail = &j->next;
+    s->writes.n++;
+    pthread_cond_signal(&s->page_cond);
 }
 
 bool disk_store_read(struct disk_store *s, const struct disk_page *page)
@@ -331,6 +349,7 @@ static enum status make_buffers(struct disk_store *s)
     if (!s->io)
         return error_set(ERR_RESOURCE, "no I/O back-end %s for the disk tier on this machine",
                          s->c.io ? s->c.io : "auto");
+    if (s->backend->memory) s->backend->memory(s->io, s->buffers, s->n_buffers * s->stride);
     return OK;
 }
 

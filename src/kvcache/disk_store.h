@@ -13,6 +13,9 @@
  * record, sealed and kept by the first that notices. All sealed segments together stay within
  * `bytes`.
  *
+ * Room is made by whole segments, the one whose pages are worth least first (disk_index_age); those
+ * of its pages that are younger than half of its oldest one's age are written again.
+ *
  * A reader leases a segment before it opens it; whoever evicts renames it first and looks at the
  * leases then: so either the reader does not find it (a miss) or the lease is seen. Every read
  * page is checked (checksum, hash, token ids); what is wrong in any way is a miss and is forgotten.
@@ -74,8 +77,10 @@ struct disk_stats {
     uint64_t read_pages, read_bytes;
     uint64_t missed_pages;      /* were in the index, but could not be read */
     uint64_t bad_pages;         /* of these: read, but not as they were written */
-    uint64_t written_pages, written_bytes, dropped_pages; /* dropped: the writer was behind */
+    uint64_t written_pages, written_bytes;
+    uint64_t dropped_pages;     /* not kept: the writer behind, the disk full, or all else leased */
     uint64_t evicted_pages, evicted_segments, adopted_segments;
+    uint64_t moved_pages;       /* of evicted segments, too young to go: written again */
     const char *io;             /* back-end */
     bool direct;                /* with O_DIRECT */
 };

@@ -17,10 +17,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -558,6 +560,29 @@ static void test_bound(void **state)
     assert_true(files_of(w).bytes <= BYTES && files_of(w).sealed > 2);
 }
 
+/* Each segment has pages that nobody wants and pages that are used all the time: these move when
+ * it goes. */
+static void test_young_pages_move(void **state)
+{
+    struct world *w = *state;
+    enum { BYTES = 60 * REC, ROUNDS = 10 };
+    struct disk_store *s = open_store(w, BYTES, 14 * REC, 42, NULL);
+    struct disk_stats st;
+    for (int p = 1; p <= ROUNDS; p++) {
+        put_prompt(w, s, p, 0, 6);
+        put_prompt(w, s, p + 100, 0, 2);
+        disk_store_seal(s);
+        assert_true(files_of(w).bytes <= BYTES);
+        clock_sleep_us(5000); /* ages are times */
+        for (int q = 1; q <= p; q++) get_prompt(w, s, q + 100, 0, 2);
+    }
+    int kept = 0; /* of those that would be gone with their segments; a busy machine loses some */
+    for (int q = 1; q <= ROUNDS / 2; q++) kept += get_prompt(w, s, q + 100, 0, 2) == 2;
+    disk_store_close(s, &st);
+    assert_true(st.evicted_segments >= 4 && st.moved_pages > 0 && st.bad_pages == 0);
+    assert_true(kept > 0);
+}
+
 static void test_two_models(void **state)
 {
     struct world *w = *state;
@@ -702,6 +727,35 @@ static void test_files_vanish(void **state)
     assert_int_equal(st.bad_pages, 0);
 }
 
+/* The disk is full (here: files may not grow beyond five records): writing ends, reading goes on,
+ * nothing half-written is left. */
+static void test_disk_full(void **state)
+{
+    struct world *w = *state;
+    static const char *const io[] = {"threads", NULL};
+    for (int i = 0; i < 2; i++) {
+        struct disk_stats st;
+        struct rlimit all, few;
+        struct disk_store *s = open_store(w, 1 << 24, 30 * REC, 42, io[i]);
+        put_prompt(w, s, 1, 0, 4);
+        disk_store_seal(s);
+        getrlimit(RLIMIT_FSIZE, &all);
+        few = all;
+        few.rlim_cur = 5 * REC;
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &few);
+        put_prompt(w, s, 2 + i, 0, 20);
+        disk_store_seal(s);
+        assert_int_equal(put_prompt(w, s, 5, 0, 3), 0); /* no more is taken */
+        assert_int_equal(get_prompt(w, s, 1, 0, 4), 4);
+        disk_store_close(s, &st);
+        setrlimit(RLIMIT_FSIZE, &all);
+        assert_true(st.dropped_pages >= 16);
+        struct files f = files_of(w);
+        assert_true(f.open == 0 && f.other == 0 && f.bytes <= 12 * REC);
+    }
+}
+
 static void test_errors(void **state)
 {
     struct world *w = *state;
@@ -739,12 +793,14 @@ int main(int argc, char **argv)
         DISK_TEST(test_other_tokens),
         DISK_TEST(test_torn),
         DISK_TEST(test_bound),
+        DISK_TEST(test_young_pages_move),
         DISK_TEST(test_two_models),
         DISK_TEST(test_two_writers),
         DISK_TEST(test_leases),
         DISK_TEST(test_lock),
         DISK_TEST(test_orphan),
         DISK_TEST(test_files_vanish),
+        DISK_TEST(test_disk_full),
         DISK_TEST(test_errors),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
