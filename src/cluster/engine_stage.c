@@ -193,8 +193,8 @@ double engine_segment_us(const struct engine_unit *u, const struct host_view *v,
     return us + host_prefill_us(v, &h, n, pos0);
 }
 
-double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m,
-                      double keys, double parts)
+double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m, double keys,
+                      double parts)
 {
     struct host_heads h = heads_of(u->model);
     return host_decode_us(v, &h, m, keys, parts);
@@ -206,20 +206,19 @@ static void attention(const struct engine_unit *u, const struct host_view *v,
     const struct model_config *c = u->model;
     double m = l->tokens, collect = collect_us(u, v, m);
     double begin = collect + project_us(u, v, m);
-    double end = project_out_us(u, v, m) + host_rows_us(v, SPEED_RMSNORM, m, c->hidden) +
-                 gate_us(u, v, m);
+    double end =
+        project_out_us(u, v, m) + host_rows_us(v, SPEED_RMSNORM, m, c->hidden) + gate_us(u, v, m);
     if (!u->decode) {
         out->us[STAGE_ATTN] = begin + end;
     } else {
         struct host_weights uk = weights(plain_type(u), c->kv_lora, 0, c->dim_nope);
         struct host_weights uv = weights(plain_type(u), c->dim_v, 0, c->kv_lora);
         struct host_spread all = host_spread_equal(c->heads, m);
-        out->us[STAGE_ATTN_0] =
-            begin + convert_us(u, v, uk.type, m, (double)c->heads * q_dim(c)) +
-            host_product_us(v, &uk, &all) + host_rows_us(v, SPEED_COPY, m * c->heads, c->dim_rope);
-        out->us[STAGE_ATTN_1] =
-            convert_us(u, v, uv.type, m, (double)c->heads * c->kv_lora) +
-            host_product_us(v, &uv, &all) + end;
+        out->us[STAGE_ATTN_0] = begin + convert_us(u, v, uk.type, m, (double)c->heads * q_dim(c)) +
+                                host_product_us(v, &uk, &all) +
+                                host_rows_us(v, SPEED_COPY, m * c->heads, c->dim_rope);
+        out->us[STAGE_ATTN_1] = convert_us(u, v, uv.type, m, (double)c->heads * c->kv_lora) +
+                                host_product_us(v, &uv, &all) + end;
     }
     out->first_saves_us = collect;
     out->dense_saves_us = gate_us(u, v, m);
@@ -259,8 +258,8 @@ static void mlps(const struct engine_unit *u, const struct host_view *v,
                                host_rows_us(v, SPEED_ADD, m, c->hidden);
     if (!c->experts) return;
     struct host_spread rows = slot_rows(u, l->unit_tokens * u->ep);
-    out->us[STAGE_MLP] = ffn_us(u, v, c->moe_intermediate, &rows) *
-                         busiest(u, l->unit_tokens * c->topk);
+    out->us[STAGE_MLP] =
+        ffn_us(u, v, c->moe_intermediate, &rows) * busiest(u, l->unit_tokens * c->topk);
 }
 
 /* ---- the all-to-all -------------------------------------------------------------------------- */
@@ -269,12 +268,15 @@ enum status engine_unit_check(const struct engine_unit *u)
 {
     const struct host_speed *s = u->host;
     if (host_ranks_find(s->ep.ranks, s->ep.n, 1) < 0)
-        return error_set(ERR_INPUT, "%s: ep.ranks has no 1, expected it first: run moebatch "
-                         "calibrate again", s->name);
+        return error_set(ERR_INPUT,
+                         "%s: ep.ranks has no 1, expected it first: run moebatch "
+                         "calibrate again",
+                         s->name);
     if (host_ranks_find(s->ep.ranks, s->ep.n, u->ep) >= 0 &&
         host_ranks_find(s->engine.ranks, s->engine.n, u->ep) >= 0)
         return OK;
-    return error_set(ERR_INPUT, "the job has units of %d ranks, but the host file (%s, %s) has no "
+    return error_set(ERR_INPUT,
+                     "the job has units of %d ranks, but the host file (%s, %s) has no "
                      "all-to-all of %d ranks: run mpirun -np %d moebatch calibrate, which adds it",
                      u->ep, s->name, s->date, u->ep, u->ep);
 }
@@ -330,7 +332,8 @@ static void ends(const struct engine_unit *u, const struct host_view *v,
         double rows = l->head_rows / l->head_calls;
         double mb = host_weights_bytes(u->host, &head) * 1e-6 * u->busy / v->threads;
         struct host_view again = host_view_make(u->host, u->threads, u->busy, mb);
-        us += linear_us(u, v, &head, rows) + (l->head_calls - 1) * linear_us(u, &again, &head, rows);
+        us +=
+            linear_us(u, v, &head, rows) + (l->head_calls - 1) * linear_us(u, &again, &head, rows);
         us += l->head_calls * (host_rows_us(v, SPEED_COPY, rows, c->hidden) +
                                host_rows_us(v, SPEED_RMSNORM, rows, c->hidden));
     }

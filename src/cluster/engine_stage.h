@@ -17,32 +17,32 @@
 #include "schedule/schedule.h"
 
 struct engine_unit {
-    const struct host_speed *host;     /* borrowed */
-    const struct model_config *model;  /* borrowed */
+    const struct host_speed *host;    /* borrowed */
+    const struct model_config *model; /* borrowed */
     bool decode, fp8;
-    int numerics;                      /* enum job_numerics */
+    int numerics; /* enum job_numerics */
     int ep, redundant, threads;
-    int node_ranks;                    /* of this unit on one node */
-    double busy;                       /* cores at work on a node while the unit steps */
-    double other_mb;                   /* read meanwhile by other units of the node */
-    const double *popularity;          /* NULL: uniform; else [experts] mean share of a token's
+    int node_ranks;           /* of this unit on one node */
+    double busy;              /* cores at work on a node while the unit steps */
+    double other_mb;          /* read meanwhile by other units of the node */
+    const double *popularity; /* NULL: uniform; else [experts] mean share of a token's
                                         * rows, sum 1; borrowed */
 };
 
 /* One micro-batch on the busiest rank; core attention is not part of it. */
 struct engine_load {
     double tokens;
-    double unit_tokens;   /* over all ranks, mean per rank */
-    double head_calls, head_rows;  /* calls of the head's product, rows in all */
+    double unit_tokens;           /* over all ranks, mean per rank */
+    double head_calls, head_rows; /* calls of the head's product, rows in all */
     double sampled_rows, logprob_rows;
 };
 
 struct engine_stages {
-    double us[STAGE_COUNT];       /* a layer's op without core attention; ATTN* and MLP with the
+    double us[STAGE_COUNT];  /* a layer's op without core attention; ATTN* and MLP with the
                                    * all-to-all's work */
-    double dense_saves_us;        /* less in the attention of a layer without experts */
-    double first_saves_us;        /* less in layer 0's attention: nothing to collect */
-    double head_collects_us;      /* collecting the last layer, part of HEAD */
+    double dense_saves_us;   /* less in the attention of a layer without experts */
+    double first_saves_us;   /* less in layer 0's attention: nothing to collect */
+    double head_collects_us; /* collecting the last layer, part of HEAD */
 };
 
 /* ERR_INPUT when the host file has no all-to-all of that many ranks. */
@@ -55,8 +55,8 @@ struct host_view engine_unit_view(const struct engine_unit *u, double tokens, do
  * in all, in `parts` parts (host_decode_features). */
 double engine_segment_us(const struct engine_unit *u, const struct host_view *v, double n,
                          double pos0);
-double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m,
-                      double keys, double parts);
+double engine_keys_us(const struct engine_unit *u, const struct host_view *v, double m, double keys,
+                      double parts);
 void engine_stages_at(const struct engine_unit *u, const struct host_view *v,
                       const struct engine_load *load, struct engine_stages *out);
 

@@ -15,8 +15,8 @@ enum status engine_step_create(const struct engine_unit *unit, int micro_batches
     out->moe = malloc((size_t)layers * sizeof *out->moe);
     if (!out->moe) return error_set(ERR_RESOURCE, "out of memory");
     for (int i = 0; i < layers; i++) out->moe[i] = model_config_layer_is_moe(unit->model, i);
-    enum status st = schedule_build(layers, out->moe, micro_batches, overlap, unit->decode,
-                                    &out->list);
+    enum status st =
+        schedule_build(layers, out->moe, micro_batches, overlap, unit->decode, &out->list);
     if (st == OK) out->end_s = malloc((size_t)out->list.n_ops * sizeof *out->end_s);
     out->memo = calloc(ENGINE_MEMO, sizeof *out->memo);
     if (st == OK && (!out->end_s || !out->memo)) st = error_set(ERR_RESOURCE, "out of memory");

@@ -20,11 +20,11 @@ struct engine_memo {
 struct engine_step {
     struct engine_unit unit;
     struct schedule list;
-    double *end_s;                          /* [n_ops] scratch */
-    bool *moe;                              /* [layers] */
+    double *end_s; /* [n_ops] scratch */
+    bool *moe;     /* [layers] */
     struct engine_stages stages[SCHEDULE_MAX_MB];
-    double core_us[SCHEDULE_MAX_MB];        /* of the step that is being timed */
-    struct engine_memo *memo;               /* [ENGINE_MEMO] stages of loads seen before */
+    double core_us[SCHEDULE_MAX_MB]; /* of the step that is being timed */
+    struct engine_memo *memo;        /* [ENGINE_MEMO] stages of loads seen before */
 };
 
 struct engine_step_time {

@@ -30,21 +30,21 @@
 
 /* One request of the token file. */
 struct engine_request {
-    int32_t prompt;  /* tokens */
-    int32_t cached;  /* of these found in the prefix cache; 0 when it is off or unknown */
-    int32_t output;  /* tokens that will be generated: max_tokens, cut to the context */
-    bool sampled;    /* temperature above 0: logits are sorted; else the largest is taken */
+    int32_t prompt; /* tokens */
+    int32_t cached; /* of these found in the prefix cache; 0 when it is off or unknown */
+    int32_t output; /* tokens that will be generated: max_tokens, cut to the context */
+    bool sampled;   /* temperature above 0: logits are sorted; else the largest is taken */
     bool logprobs;
 };
 
 struct engine_time_setup {
     const struct host_speed *host;
     const struct model_config *model;
-    const struct job *job;             /* after job_resolve */
-    bool fp8_experts;                  /* the weights are FP8 (model->quant.fp8) */
-    int pages[2];                      /* KV pages of a prefill (or mixed) and a decode rank; 0:
+    const struct job *job;                 /* after job_resolve */
+    bool fp8_experts;                      /* the weights are FP8 (model->quant.fp8) */
+    int pages[2];                          /* KV pages of a prefill (or mixed) and a decode rank; 0:
                                         * as many as the requests need */
-    const double *expert_load;         /* NULL, or [layers][experts] rows of an earlier run */
+    const double *expert_load;             /* NULL, or [layers][experts] rows of an earlier run */
     const struct engine_request *requests; /* [n_requests] in the file's order */
     int64_t n_requests;
 };
@@ -59,19 +59,19 @@ enum { ENGINE_STAGES = 6 };
 
 /* As in /throughput of a results file, from the first step of a kind to the last one's end. */
 struct engine_time {
-    double total_s;                   /* first request read to last answer written */
+    double total_s; /* first request read to last answer written */
     int64_t prefill_tokens, cached_tokens, decode_tokens, output_tokens;
     int64_t prefill_steps, decode_steps;
     double prefill_span_s, decode_span_s;
-    double prefill_step_s, decode_step_s;           /* sum of a unit's steps, mean over units */
+    double prefill_step_s, decode_step_s;             /* sum of a unit's steps, mean over units */
     double prefill_tokens_per_s, decode_tokens_per_s; /* over the span; NaN without tokens */
     struct engine_quantiles ttft_s, tpot_s;
-    double mean_batch;                /* requests of a rank in a decode step */
+    double mean_batch;                 /* requests of a rank in a decode step */
     double stage_ms[2][ENGINE_STAGES]; /* of a mean step, as in /steps: prefill, decode */
-    double busy[2], exposed[2];       /* shares of the steps: computing, waiting for the
+    double busy[2], exposed[2];        /* shares of the steps: computing, waiting for the
                                        * all-to-all; prefill, decode */
-    bool oversubscribed;              /* more threads on a node than cores were measured */
-    char note[400];                   /* "" or what the figures do not cover, in sentences */
+    bool oversubscribed;               /* more threads on a node than cores were measured */
+    char note[400];                    /* "" or what the figures do not cover, in sentences */
 };
 
 enum status engine_time_predict(const struct engine_time_setup *setup, struct engine_time *out);

@@ -4,11 +4,18 @@
 #include <math.h>
 #include <string.h>
 
-enum { DEPTH = 128, SHALLOW = 32, BLOCK_ROWS = 192, TILE_ROWS = 6, PIECES = 4, TILE = 64,
-       PART_KEYS = 512 };
+enum {
+    DEPTH = 128,
+    SHALLOW = 32,
+    BLOCK_ROWS = 192,
+    TILE_ROWS = 6,
+    PIECES = 4,
+    TILE = 64,
+    PART_KEYS = 512
+};
 
-const double host_speed_rows[SPEED_ROWS] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96,
-                                            128, 192};
+const double host_speed_rows[SPEED_ROWS] = {1,  2,  3,  4,  5,  6,  8,   10, 12,
+                                            16, 24, 32, 48, 64, 96, 128, 192};
 
 double host_dot(const double *coef, const double *f)
 {
@@ -102,8 +109,8 @@ void host_spread_binomial(struct host_spread *s, double groups, double draws, do
     for (double r = lo; r <= hi; r += step) {
         double weight = 0, sum = 0;
         for (double i = r; i < r + step && i <= hi; i++) {
-            double log_p = lgamma(draws + 1) - lgamma(i + 1) - lgamma(draws - i + 1) +
-                           i * log(p) + (draws - i) * log1p(-p);
+            double log_p = lgamma(draws + 1) - lgamma(i + 1) - lgamma(draws - i + 1) + i * log(p) +
+                           (draws - i) * log1p(-p);
             weight += exp(log_p);
             sum += i * exp(log_p);
         }
@@ -153,8 +160,8 @@ static double panel_us(const struct host_view *v, const struct host_weights *w, 
                        double cold)
 {
     const struct speed_gemm *g = &v->s->gemm[w->type];
-    double hot = mix(at_rows(g->block[SPEED_ONE], rows), at_rows(g->block[SPEED_ALL], rows),
-                     v->all);
+    double hot =
+        mix(at_rows(g->block[SPEED_ONE], rows), at_rows(g->block[SPEED_ALL], rows), v->all);
     double far = mix(at_rows(g->cold[SPEED_ONE], rows), at_rows(g->cold[SPEED_ALL], rows), v->all);
     double block = mix(hot, fmax(far, hot), cold), shallow = at_rows(g->shallow, rows);
     double full = floor((double)w->k / DEPTH), rest = w->k - full * DEPTH;
@@ -167,9 +174,9 @@ static double panel_us(const struct host_view *v, const struct host_weights *w, 
 }
 
 struct work {
-    double us;     /* of one thread */
-    double each;   /* what every thread does for itself: its copy of the rows */
-    double units;  /* (block of rows, panel) pairs that threads can share out */
+    double us;    /* of one thread */
+    double each;  /* what every thread does for itself: its copy of the rows */
+    double units; /* (block of rows, panel) pairs that threads can share out */
 };
 
 static void add_group(const struct host_view *v, const struct host_weights *w, double m,
@@ -267,8 +274,7 @@ static double padded(int dim)
     return ceil(dim / 16.0) * 16;
 }
 
-void host_prefill_features(const struct host_heads *h, double m, double pos0,
-                           double f[SPEED_COEFS])
+void host_prefill_features(const struct host_heads *h, double m, double pos0, double f[SPEED_COEFS])
 {
     double dim_k = h->dim_nope + h->dim_rope, dim_v = padded(h->dim_v), tiles = ceil(m / TILE);
     double keys = 0, pairs = 0;
@@ -279,8 +285,14 @@ void host_prefill_features(const struct host_heads *h, double m, double pos0,
         pairs += rows * (pos0 + row0 + 0.5 * (rows + 8));
     }
     double n = h->heads;
-    double all[SPEED_COEFS] = {1, n * tiles, n * keys * (dim_k + dim_v), n * pairs * dim_k,
-                               n * pairs, n * pairs * dim_v, n * m * dim_v, n * m * dim_k};
+    double all[SPEED_COEFS] = {1,
+                               n * tiles,
+                               n * keys * (dim_k + dim_v),
+                               n * pairs * dim_k,
+                               n * pairs,
+                               n * pairs * dim_v,
+                               n * m * dim_v,
+                               n * m * dim_k};
     memcpy(f, all, sizeof all);
 }
 
@@ -293,8 +305,7 @@ static double shared_us(const struct host_view *v, double us, double call, doubl
     return call + fork_us(v) + (us - call) * share;
 }
 
-double host_prefill_us(const struct host_view *v, const struct host_heads *h, double m,
-                       double pos0)
+double host_prefill_us(const struct host_view *v, const struct host_heads *h, double m, double pos0)
 {
     double f[SPEED_COEFS];
     if (!(m > 0)) return 0;
@@ -310,13 +321,19 @@ void host_decode_features(const struct host_heads *h, double m, double keys, dou
 {
     double dim_k = h->kv_lora + h->dim_rope, dim_v = padded(h->kv_lora), n = h->heads;
     double tiles = ceil(n / TILE);
-    double all[SPEED_COEFS] = {1, m * tiles, tiles * keys * (dim_k + dim_v), n * keys * dim_k,
-                               n * keys, n * keys * dim_v, n * parts * dim_v, n * m * dim_k};
+    double all[SPEED_COEFS] = {1,
+                               m * tiles,
+                               tiles * keys * (dim_k + dim_v),
+                               n * keys * dim_k,
+                               n * keys,
+                               n * keys * dim_v,
+                               n * parts * dim_v,
+                               n * m * dim_k};
     memcpy(f, all, sizeof all);
 }
 
-double host_decode_us(const struct host_view *v, const struct host_heads *h, double m,
-                      double keys, double parts)
+double host_decode_us(const struct host_view *v, const struct host_heads *h, double m, double keys,
+                      double parts)
 {
     double f[SPEED_COEFS];
     if (!(m > 0) || !(keys > 0)) return 0;
@@ -354,8 +371,8 @@ int host_ranks_find(const double *list, int n, int ranks)
     return -1;
 }
 
-double host_ep_us(const struct host_speed *s, int ranks, int low_latency,
-                  enum speed_ep_part part, const double f[SPEED_COEFS])
+double host_ep_us(const struct host_speed *s, int ranks, int low_latency, enum speed_ep_part part,
+                  const double f[SPEED_COEFS])
 {
     int i = host_ranks_find(s->ep.ranks, s->ep.n, ranks);
     return i < 0 ? 0 : host_dot(s->ep.part[i][low_latency][part], f);

@@ -14,9 +14,9 @@
 /* How a call finds the host. */
 struct host_view {
     const struct host_speed *s;
-    double threads;  /* of the rank */
-    double all;      /* 0: one core of the host is busy .. 1: all are */
-    double cold;     /* 0: weights come from a cache .. 1: from memory */
+    double threads; /* of the rank */
+    double all;     /* 0: one core of the host is busy .. 1: all are */
+    double cold;    /* 0: weights come from a cache .. 1: from memory */
 };
 
 /* busy: cores at work on the host; footprint_mb: what they all read again and again. */
@@ -63,16 +63,16 @@ double host_prefill_us(const struct host_view *v, const struct host_heads *h, do
 /* m requests with `keys` keys in sum, in `parts` parts of at most 512 keys. */
 void host_decode_features(const struct host_heads *h, double m, double keys, double parts,
                           double f[SPEED_COEFS]);
-double host_decode_us(const struct host_view *v, const struct host_heads *h, double m,
-                      double keys, double parts);
+double host_decode_us(const struct host_view *v, const struct host_heads *h, double m, double keys,
+                      double parts);
 
 /* tokens of a rank with topk rows each, of `bytes` bytes in the payload and `hidden` numbers;
  * slots: of the unit. */
 void host_ep_features(double tokens, double topk, double bytes, double hidden, double slots,
                       double f[SPEED_COEFS]);
 /* ranks must be among s->ep.ranks; low_latency 0 or 1. */
-double host_ep_us(const struct host_speed *s, int ranks, int low_latency,
-                  enum speed_ep_part part, const double f[SPEED_COEFS]);
+double host_ep_us(const struct host_speed *s, int ranks, int low_latency, enum speed_ep_part part,
+                  const double f[SPEED_COEFS]);
 /* Index of ranks in a list, -1: not measured. */
 int host_ranks_find(const double *list, int n, int ranks);
 

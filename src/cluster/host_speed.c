@@ -22,22 +22,31 @@ struct list_key {
 };
 
 #define AT(f) offsetof(struct host_speed, f)
-#define LIST(k, f, n, text) {k, AT(f), n, false, text}
-#define GEMM(name, t) \
-    LIST("gemm_" name ".one", gemm[t].block[SPEED_ONE], SPEED_ROWS, \
+#define LIST(k, f, n, text)      \
+    {                            \
+        k, AT(f), n, false, text \
+    }
+#define GEMM(name, t)                                                                              \
+    LIST("gemm_" name ".one", gemm[t].block[SPEED_ONE], SPEED_ROWS,                                \
          "us of a block, weights cached, one core busy; at 1 2 3 4 5 6 8 10 12 16 24 32 48 64 96 " \
-         "128 192 rows"), \
-    LIST("gemm_" name ".all", gemm[t].block[SPEED_ALL], SPEED_ROWS, "all cores busy"), \
-    LIST("gemm_" name ".cold_one", gemm[t].cold[SPEED_ONE], SPEED_ROWS, "weights from memory"), \
-    LIST("gemm_" name ".cold_all", gemm[t].cold[SPEED_ALL], SPEED_ROWS, "weights from memory"), \
-    LIST("gemm_" name ".shallow", gemm[t].shallow, SPEED_ROWS, "us of a block 32 deep"), \
-    LIST("gemm_" name ".panel", gemm[t].panel, SPEED_ROWS, "us more for a panel"), \
-    LIST("gemm_" name ".pack", gemm[t].pack, SPEED_ROWS, "us to pack 128 columns of the rows"), \
-    LIST("gemm_" name ".call", gemm[t].call, 1, "us of a product besides")
+         "128 192 rows"),                                                                          \
+        LIST("gemm_" name ".all", gemm[t].block[SPEED_ALL], SPEED_ROWS, "all cores busy"),         \
+        LIST("gemm_" name ".cold_one", gemm[t].cold[SPEED_ONE], SPEED_ROWS,                        \
+             "weights from memory"),                                                               \
+        LIST("gemm_" name ".cold_all", gemm[t].cold[SPEED_ALL], SPEED_ROWS,                        \
+             "weights from memory"),                                                               \
+        LIST("gemm_" name ".shallow", gemm[t].shallow, SPEED_ROWS, "us of a block 32 deep"),       \
+        LIST("gemm_" name ".panel", gemm[t].panel, SPEED_ROWS, "us more for a panel"),             \
+        LIST("gemm_" name ".pack", gemm[t].pack, SPEED_ROWS,                                       \
+             "us to pack 128 columns of the rows"),                                                \
+        LIST("gemm_" name ".call", gemm[t].call, 1, "us of a product besides")
 #define ROWS(name, op) \
     LIST("rows." name, rows[op], SPEED_COEFS, "us: call, row, element, element far away")
 #define ENGINE(k, text) LIST("engine." #k, engine.k, 1, text)
-#define BY_RANKS(k, f, n, text) {k, AT(f), n, true, text}
+#define BY_RANKS(k, f, n, text) \
+    {                           \
+        k, AT(f), n, true, text \
+    }
 
 static const struct list_key lists[] = {
     LIST("footprint.mb", footprint.mb, SPEED_FOOTPRINTS, "bytes read in turn, by all threads"),
@@ -49,11 +58,20 @@ static const struct list_key lists[] = {
     GEMM("f32", SPEED_F32),
     GEMM("bf16", SPEED_BF16),
     GEMM("fp8", SPEED_FP8),
-    ROWS("rmsnorm", SPEED_RMSNORM), ROWS("convert_bf16", SPEED_CONVERT_BF16),
-    ROWS("convert_fp8", SPEED_CONVERT_FP8), ROWS("silu", SPEED_SILU), ROWS("add", SPEED_ADD),
-    ROWS("rope", SPEED_ROPE), ROWS("gate", SPEED_GATE), ROWS("kv_write", SPEED_KV_WRITE),
-    ROWS("gather", SPEED_GATHER), ROWS("copy", SPEED_COPY), ROWS("embed", SPEED_EMBED),
-    ROWS("greedy", SPEED_GREEDY), ROWS("sort", SPEED_SORT), ROWS("logprob", SPEED_LOGPROB),
+    ROWS("rmsnorm", SPEED_RMSNORM),
+    ROWS("convert_bf16", SPEED_CONVERT_BF16),
+    ROWS("convert_fp8", SPEED_CONVERT_FP8),
+    ROWS("silu", SPEED_SILU),
+    ROWS("add", SPEED_ADD),
+    ROWS("rope", SPEED_ROPE),
+    ROWS("gate", SPEED_GATE),
+    ROWS("kv_write", SPEED_KV_WRITE),
+    ROWS("gather", SPEED_GATHER),
+    ROWS("copy", SPEED_COPY),
+    ROWS("embed", SPEED_EMBED),
+    ROWS("greedy", SPEED_GREEDY),
+    ROWS("sort", SPEED_SORT),
+    ROWS("logprob", SPEED_LOGPROB),
     LIST("attention.prefill", prefill_attention, SPEED_COEFS,
          "us: call, tile, key packed, pair x dim_k, pair, pair x dim_v, query x dim_v, x dim_k"),
     LIST("attention.decode", decode_attention, SPEED_COEFS,
@@ -88,18 +106,27 @@ struct host_text {
 
 static const char *const kinds[] = {"cpu", NULL};
 
-#define TEXT(k, text) \
-    {.key = #k, .type = OPTION_STRING, .offset = offsetof(struct host_text, k), \
-     .bytes = SPEED_TEXT, .def = "", .unit = "", .doc = text}
-#define COUNT(k, f, hi, text) \
-    {.key = k, .type = OPTION_INT, .offset = offsetof(struct host_text, f), .def = "1", .min = 1, \
-     .max = hi, .unit = "", .doc = text}
+#define TEXT(k, text)                                                              \
+    {                                                                              \
+        .key = #k, .type = OPTION_STRING, .offset = offsetof(struct host_text, k), \
+        .bytes = SPEED_TEXT, .def = "", .unit = "", .doc = text                    \
+    }
+#define COUNT(k, f, hi, text)                                                              \
+    {                                                                                      \
+        .key = k, .type = OPTION_INT, .offset = offsetof(struct host_text, f), .def = "1", \
+        .min = 1, .max = hi, .unit = "", .doc = text                                       \
+    }
 
 static const struct option plain[] = {
     TEXT(name, "what the tables call it"),
     TEXT(source, "where the figures come from"),
-    {.key = "kind", .type = OPTION_CHOICE, .offset = offsetof(struct host_text, kind),
-     .def = "cpu", .choices = kinds, .unit = "", .doc = "what the ranks compute on"},
+    {.key = "kind",
+     .type = OPTION_CHOICE,
+     .offset = offsetof(struct host_text, kind),
+     .def = "cpu",
+     .choices = kinds,
+     .unit = "",
+     .doc = "what the ranks compute on"},
     TEXT(host, "where it was measured"),
     TEXT(cpu, "processor"),
     TEXT(isa, "instruction set of the kernels"),
@@ -117,22 +144,30 @@ static struct option_table table_make(struct option rows[PLAIN + LISTS + EP_KEYS
     int n = PLAIN;
     memcpy(rows, plain, sizeof plain);
     for (int i = 0; i < LISTS; i++)
-        rows[n++] = (struct option){
-            .key = lists[i].key, .type = OPTION_STRING, .bytes = LIST_TEXT, .def = "", .unit = "",
-            .offset = offsetof(struct host_text, list) + (size_t)i * LIST_TEXT,
-            .doc = lists[i].doc};
+        rows[n++] =
+            (struct option){.key = lists[i].key,
+                            .type = OPTION_STRING,
+                            .bytes = LIST_TEXT,
+                            .def = "",
+                            .unit = "",
+                            .offset = offsetof(struct host_text, list) + (size_t)i * LIST_TEXT,
+                            .doc = lists[i].doc};
     for (int i = 0; i < EP_KEYS; i++)
-        rows[n++] = (struct option){
-            .key = ep_keys[i / SPEED_EP_PARTS][i % SPEED_EP_PARTS], .type = OPTION_STRING,
-            .bytes = LIST_TEXT, .def = "", .unit = "",
-            .offset = offsetof(struct host_text, ep) + (size_t)i * LIST_TEXT,
-            .doc = "us: call, token, row, byte of a row, slot, number of a token; for each of ep.ranks"};
+        rows[n++] =
+            (struct option){.key = ep_keys[i / SPEED_EP_PARTS][i % SPEED_EP_PARTS],
+                            .type = OPTION_STRING,
+                            .bytes = LIST_TEXT,
+                            .def = "",
+                            .unit = "",
+                            .offset = offsetof(struct host_text, ep) + (size_t)i * LIST_TEXT,
+                            .doc = "us: call, token, row, byte of a row, slot, number of a token; "
+                                   "for each of ep.ranks"};
     return (struct option_table){.what = "host file", .options = rows, .n = n};
 }
 
 /* Numbers of `text` into out; want: how many (0: any up to most). */
-static enum status numbers(const char *path, const char *key, const char *text, int want,
-                           int most, double *out, int *n)
+static enum status numbers(const char *path, const char *key, const char *text, int want, int most,
+                           double *out, int *n)
 {
     *n = 0;
     for (;;) {
@@ -141,16 +176,20 @@ static enum status numbers(const char *path, const char *key, const char *text, 
         char *end;
         double v = strtod(text, &end);
         if (end == text || !isfinite(v) || v < 0)
-            return error_set(ERR_INPUT, "%s: %s: found '%.20s', expected numbers of at least 0 "
-                             "with spaces between: run moebatch calibrate again", path, key, text);
+            return error_set(ERR_INPUT,
+                             "%s: %s: found '%.20s', expected numbers of at least 0 "
+                             "with spaces between: run moebatch calibrate again",
+                             path, key, text);
         if (*n == most)
             return error_set(ERR_INPUT, "%s: %s: more than %d numbers", path, key, most);
         out[(*n)++] = v;
         text = end;
     }
     if (want && *n != want)
-        return error_set(ERR_INPUT, "%s: %s: found %d numbers, expected %d: run moebatch "
-                         "calibrate again", path, key, *n, want);
+        return error_set(ERR_INPUT,
+                         "%s: %s: found %d numbers, expected %d: run moebatch "
+                         "calibrate again",
+                         path, key, *n, want);
     return OK;
 }
 
@@ -172,16 +211,22 @@ static enum status check(const char *path, const struct host_speed *s)
 {
     for (int i = 1; i < SPEED_FOOTPRINTS; i++)
         if (!(s->footprint.mb[i] > s->footprint.mb[i - 1]))
-            return error_set(ERR_INPUT, "%s: footprint.mb: found %g after %g, expected ascending "
-                             "sizes", path, s->footprint.mb[i], s->footprint.mb[i - 1]);
+            return error_set(ERR_INPUT,
+                             "%s: footprint.mb: found %g after %g, expected ascending "
+                             "sizes",
+                             path, s->footprint.mb[i], s->footprint.mb[i - 1]);
     for (int t = 0; t < SPEED_TYPES; t++)
         for (int i = 0; i < SPEED_ROWS; i++)
             if (!(s->gemm[t].block[SPEED_ALL][i] > 0 && s->gemm[t].block[SPEED_ONE][i] > 0))
-                return error_set(ERR_INPUT, "%s: gemm_*.one, gemm_*.all: found 0, expected times "
-                                 "above 0", path);
+                return error_set(ERR_INPUT,
+                                 "%s: gemm_*.one, gemm_*.all: found 0, expected times "
+                                 "above 0",
+                                 path);
     if (s->ep.n < 1 || s->engine.n < 1)
-        return error_set(ERR_INPUT, "%s: ep.ranks and engine.ranks are empty, expected at least "
-                         "1: run moebatch calibrate again", path);
+        return error_set(ERR_INPUT,
+                         "%s: ep.ranks and engine.ranks are empty, expected at least "
+                         "1: run moebatch calibrate again",
+                         path);
     return OK;
 }
 
@@ -206,9 +251,10 @@ static enum status convert(const char *path, const struct host_text *t, struct h
         if (l->by_ranks) by_ranks[k++] = n;
     }
     if (by_ranks[1] != by_ranks[0] || by_ranks[2] != by_ranks[0])
-        return error_set(ERR_INPUT, "%s: engine.ranks has %d numbers, engine.prefill_step %d, "
-                         "engine.decode_step %d: expected as many of each", path, by_ranks[0],
-                         by_ranks[1], by_ranks[2]);
+        return error_set(ERR_INPUT,
+                         "%s: engine.ranks has %d numbers, engine.prefill_step %d, "
+                         "engine.decode_step %d: expected as many of each",
+                         path, by_ranks[0], by_ranks[1], by_ranks[2]);
     out->engine.n = by_ranks[0];
     out->ep.n = by_ranks[3];
     TRY(read_ep(path, t, out));
@@ -256,9 +302,7 @@ void host_speed_write(const struct host_speed *s, FILE *out)
     memcpy(t->panel, s->panel, sizeof t->panel);
     for (int i = 0; i < LISTS; i++) {
         const struct list_key *l = &lists[i];
-        int n = !l->by_ranks                     ? l->most
-                : !strncmp(l->key, "ep.", 3) ? s->ep.n
-                                             : s->engine.n;
+        int n = !l->by_ranks ? l->most : !strncmp(l->key, "ep.", 3) ? s->ep.n : s->engine.n;
         print_list(t->list[i], n, (const double *)(const void *)((const char *)s + l->offset));
     }
     for (int mode = 0; mode < 2; mode++)
@@ -277,7 +321,9 @@ enum status host_speed_find(const char *path, struct host_speed *out)
 {
     if (!path || !*path) path = HOST_SPEED_DEFAULT;
     if (access(path, R_OK) != 0)
-        return error_set(ERR_INPUT, "%s: cannot read it: run moebatch calibrate on this machine, "
-                         "with mpirun -np N for jobs of N ranks in a unit", path);
+        return error_set(ERR_INPUT,
+                         "%s: cannot read it: run moebatch calibrate on this machine, "
+                         "with mpirun -np N for jobs of N ranks in a unit",
+                         path);
     return host_speed_read(path, out);
 }

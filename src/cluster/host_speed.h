@@ -22,10 +22,10 @@
 
 enum {
     SPEED_TEXT = 256,
-    SPEED_ROWS = 17,      /* rows of a block at which products are measured */
+    SPEED_ROWS = 17, /* rows of a block at which products are measured */
     SPEED_FOOTPRINTS = 10,
     SPEED_COEFS = 8,
-    SPEED_RANKS = 8       /* sizes of the all-to-all in one file */
+    SPEED_RANKS = 8 /* sizes of the all-to-all in one file */
 };
 
 enum speed_cores { SPEED_ONE, SPEED_ALL, SPEED_CORES };
@@ -35,39 +35,53 @@ enum speed_type { SPEED_F32, SPEED_BF16, SPEED_FP8, SPEED_TYPES };
 
 /* Kernels over rows. */
 enum speed_rows {
-    SPEED_RMSNORM, SPEED_CONVERT_BF16, SPEED_CONVERT_FP8, SPEED_SILU, SPEED_ADD, SPEED_ROPE,
-    SPEED_GATE, SPEED_KV_WRITE, SPEED_GATHER, SPEED_COPY, SPEED_EMBED, SPEED_GREEDY, SPEED_SORT,
+    SPEED_RMSNORM,
+    SPEED_CONVERT_BF16,
+    SPEED_CONVERT_FP8,
+    SPEED_SILU,
+    SPEED_ADD,
+    SPEED_ROPE,
+    SPEED_GATE,
+    SPEED_KV_WRITE,
+    SPEED_GATHER,
+    SPEED_COPY,
+    SPEED_EMBED,
+    SPEED_GREEDY,
+    SPEED_SORT,
     SPEED_LOGPROB,
     SPEED_ROW_OPS
 };
 
 enum speed_ep_part {
-    SPEED_DISPATCH_BEGIN, SPEED_DISPATCH_FINISH, SPEED_COMBINE_BEGIN, SPEED_COMBINE_FINISH,
+    SPEED_DISPATCH_BEGIN,
+    SPEED_DISPATCH_FINISH,
+    SPEED_COMBINE_BEGIN,
+    SPEED_COMBINE_FINISH,
     SPEED_EP_PARTS
 };
 
 /* One packed matrix type. Tables are by rows of a block of activations; a block of weights is
  * 128 deep and one panel wide. */
 struct speed_gemm {
-    double block[SPEED_CORES][SPEED_ROWS];   /* us of a block, weights in a cache */
-    double cold[SPEED_CORES][SPEED_ROWS];    /* us of a block, weights from memory */
-    double shallow[SPEED_ROWS];              /* us of a block only 32 deep */
-    double panel[SPEED_ROWS];                /* us more for each panel: output */
-    double pack[SPEED_ROWS];                 /* us for each 128-deep block of activations */
-    double call;                             /* us of a product besides */
+    double block[SPEED_CORES][SPEED_ROWS]; /* us of a block, weights in a cache */
+    double cold[SPEED_CORES][SPEED_ROWS];  /* us of a block, weights from memory */
+    double shallow[SPEED_ROWS];            /* us of a block only 32 deep */
+    double panel[SPEED_ROWS];              /* us more for each panel: output */
+    double pack[SPEED_ROWS];               /* us for each 128-deep block of activations */
+    double call;                           /* us of a product besides */
 };
 
 struct host_speed {
     char name[SPEED_TEXT], source[SPEED_TEXT];
-    int kind;                                /* 0: cpu */
+    int kind; /* 0: cpu */
     char host[SPEED_TEXT], cpu[SPEED_TEXT], isa[SPEED_TEXT], date[SPEED_TEXT];
-    int cores;                               /* busy in `all` */
-    int panel[SPEED_TYPES];                  /* columns */
+    int cores;              /* busy in `all` */
+    int panel[SPEED_TYPES]; /* columns */
     struct {
-        double mb[SPEED_FOOTPRINTS];         /* read again and again by all threads together */
+        double mb[SPEED_FOOTPRINTS]; /* read again and again by all threads together */
         double share[SPEED_CORES][SPEED_FOOTPRINTS]; /* 0: as in `block`, 1: as in `cold` */
     } footprint;
-    double fork[SPEED_CORES];                /* us to wake and join two threads, all threads */
+    double fork[SPEED_CORES]; /* us to wake and join two threads, all threads */
     struct speed_gemm gemm[SPEED_TYPES];
     double rows[SPEED_ROW_OPS][SPEED_COEFS];
     double prefill_attention[SPEED_COEFS];
@@ -79,15 +93,15 @@ struct host_speed {
     } ep;
     struct {
         int n;
-        double ranks[SPEED_RANKS];           /* of a unit */
-        double prefill_step[SPEED_RANKS];    /* us of a step besides its kernels */
+        double ranks[SPEED_RANKS];        /* of a unit */
+        double prefill_step[SPEED_RANKS]; /* us of a step besides its kernels */
         double decode_step[SPEED_RANKS];
-        double op;                           /* us of an operation of the schedule */
-        double row;                          /* us of a request in a decode step */
-        double request;                      /* us of a request from file to journal */
-        double prompt_token;                 /* us of reading and sending a prompt's token */
-        double fault;                        /* us for each KB of memory used the first time */
-        double transfer;                     /* us for each KB of KV sent to another rank */
+        double op;           /* us of an operation of the schedule */
+        double row;          /* us of a request in a decode step */
+        double request;      /* us of a request from file to journal */
+        double prompt_token; /* us of reading and sending a prompt's token */
+        double fault;        /* us for each KB of memory used the first time */
+        double transfer;     /* us for each KB of KV sent to another rank */
     } engine;
 };
 

@@ -138,8 +138,10 @@ static enum status parse(int argc, char **argv, struct arguments *a)
         else if (!strcmp(argv[i], "--fresh"))
             a->fresh = true;
         else
-            return error_set(ERR_USAGE, "calibrate: unexpected argument %s: see moebatch calibrate "
-                             "--help", argv[i]);
+            return error_set(ERR_USAGE,
+                             "calibrate: unexpected argument %s: see moebatch calibrate "
+                             "--help",
+                             argv[i]);
     }
     return OK;
 }

@@ -16,11 +16,11 @@
 
 struct calibration {
     struct kernels k;
-    int cores;         /* of this process's host */
-    int samples;       /* of each figure */
-    double sample_s;   /* least duration of one */
+    int cores;       /* of this process's host */
+    int samples;     /* of each figure */
+    double sample_s; /* least duration of one */
     bool quick;
-    int rank, ranks;   /* of mpirun */
+    int rank, ranks;               /* of mpirun */
     double spread_sum, spread_max; /* (third quartile - first) / median of the samples */
     int spreads;
     struct host_speed speed; /* the result */
@@ -45,11 +45,11 @@ int cal_threads(const struct calibration *c, enum speed_cores cores);
 
 /* Each fills its part of c->speed. Rank 0 alone but for the last two, which are collective over
  * MPI_COMM_WORLD. */
-enum status cal_products(struct calibration *c);   /* calibrate_gemm.c */
-enum status cal_rows(struct calibration *c);       /* calibrate_rows.c */
-enum status cal_attention(struct calibration *c);  /* calibrate_attention.c */
+enum status cal_products(struct calibration *c);                  /* calibrate_gemm.c */
+enum status cal_rows(struct calibration *c);                      /* calibrate_rows.c */
+enum status cal_attention(struct calibration *c);                 /* calibrate_attention.c */
 enum status cal_all_to_all(struct calibration *c, MPI_Comm comm); /* calibrate_ep.c */
-enum status cal_engine(struct calibration *c);     /* calibrate_engine.c */
+enum status cal_engine(struct calibration *c);                    /* calibrate_engine.c */
 
 /* A lane of `threads` threads with somebody to serve, as the engine's have: kernels look at the
  * clock for it. */

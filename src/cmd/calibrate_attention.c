@@ -81,32 +81,53 @@ static const struct case_size prefills[] = {
     {8, 128, 64, 64, 0, 32, 32},  {4, 16, 16, 16, 0, 8, 0},
 };
 static const struct case_size decodes[] = {
-    {4, 0, 16, 0, 64, 1, 16},    {8, 0, 16, 0, 128, 1, 64},   {8, 0, 16, 0, 128, 4, 300},
-    {8, 0, 16, 0, 128, 1, 1200}, {16, 0, 64, 0, 512, 1, 32},  {16, 0, 64, 0, 512, 2, 200},
+    {4, 0, 16, 0, 64, 1, 16},     {8, 0, 16, 0, 128, 1, 64},   {8, 0, 16, 0, 128, 4, 300},
+    {8, 0, 16, 0, 128, 1, 1200},  {16, 0, 64, 0, 512, 1, 32},  {16, 0, 64, 0, 512, 2, 200},
     {16, 0, 64, 0, 512, 1, 1500}, {32, 0, 64, 0, 512, 1, 400}, {4, 0, 32, 0, 256, 8, 40},
-    {32, 0, 32, 0, 256, 4, 700}, {4, 0, 64, 0, 512, 4, 100},
+    {32, 0, 32, 0, 256, 4, 700},  {4, 0, 64, 0, 512, 4, 100},
 };
 
 static void set_prefill(struct attention *a, const struct case_size *s)
 {
     a->decode = false;
-    a->prefill = (struct mla_prefill_args){
-        .kv_type = DT_BF16, .heads = s->heads, .dim_nope = s->nope, .dim_rope = s->rope,
-        .dim_v = s->v, .softmax_scale = 0.1f, .m = s->m, .pos0 = s->keys, .q = a->q,
-        .ldq = s->heads * (s->nope + s->rope), .k_nope = a->keys, .v = a->values,
-        .ldk = s->heads * s->nope, .ldv = s->heads * s->v, .k_rope = a->keys + (1 << 23),
-        .ldr = s->rope, .out = a->out, .ldo = s->heads * s->v};
+    a->prefill = (struct mla_prefill_args){.kv_type = DT_BF16,
+                                           .heads = s->heads,
+                                           .dim_nope = s->nope,
+                                           .dim_rope = s->rope,
+                                           .dim_v = s->v,
+                                           .softmax_scale = 0.1f,
+                                           .m = s->m,
+                                           .pos0 = s->keys,
+                                           .q = a->q,
+                                           .ldq = s->heads * (s->nope + s->rope),
+                                           .k_nope = a->keys,
+                                           .v = a->values,
+                                           .ldk = s->heads * s->nope,
+                                           .ldv = s->heads * s->v,
+                                           .k_rope = a->keys + (1 << 23),
+                                           .ldr = s->rope,
+                                           .out = a->out,
+                                           .ldo = s->heads * s->v};
 }
 
 static void set_decode(struct attention *a, const struct case_size *s)
 {
     a->decode = true;
     for (int i = 0; i < s->m; i++) a->len[i] = s->keys;
-    a->args = (struct mla_decode_args){
-        .kv_type = DT_BF16, .heads = s->heads, .dim_latent = s->latent, .dim_rope = s->rope,
-        .page_tokens = PAGE, .softmax_scale = 0.1f, .m = s->m, .q = a->q,
-        .ldq = s->heads * (s->latent + s->rope), .cache = a->keys, .pages = a->tables,
-        .len = a->len, .out = a->out, .ldo = s->heads * s->latent};
+    a->args = (struct mla_decode_args){.kv_type = DT_BF16,
+                                       .heads = s->heads,
+                                       .dim_latent = s->latent,
+                                       .dim_rope = s->rope,
+                                       .page_tokens = PAGE,
+                                       .softmax_scale = 0.1f,
+                                       .m = s->m,
+                                       .q = a->q,
+                                       .ldq = s->heads * (s->latent + s->rope),
+                                       .cache = a->keys,
+                                       .pages = a->tables,
+                                       .len = a->len,
+                                       .out = a->out,
+                                       .ldo = s->heads * s->latent};
 }
 
 static void fit(struct calibration *c, struct attention *a, const struct cal_call *call,
@@ -126,7 +147,7 @@ static void fit(struct calibration *c, struct attention *a, const struct cal_cal
             host_prefill_features(&h, s->m, s->keys, x[i]);
         y[i] = cal_time(c, call, threads);
     }
-    host_fit(n, SPEED_COEFS, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
+    host_fit(n, SPEED_COEFS, (const double(*)[SPEED_COEFS])x, y, NULL, coef);
 }
 
 enum status cal_attention(struct calibration *c)

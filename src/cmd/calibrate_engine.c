@@ -25,8 +25,8 @@ struct tiny_job {
 
 /* Requests and outputs enough for some dozens of steps of one kind. */
 static const struct tiny_job jobs[] = {
-    {3, 1, 8, 160, 1, 64},   {9, 1, 8, 120, 1, 64},   {3, 32, 8, 80, 32, 256},
-    {3, 512, 4, 1, 8, 32},   {3, 96, 256, 1, 8, 256}, {9, 256, 16, 1, 8, 64},
+    {3, 1, 8, 160, 1, 64}, {9, 1, 8, 120, 1, 64},   {3, 32, 8, 80, 32, 256},
+    {3, 512, 4, 1, 8, 32}, {3, 96, 256, 1, 8, 256}, {9, 256, 16, 1, 8, 64},
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
 
@@ -61,10 +61,13 @@ struct folder {
 static enum status folder_make(struct folder *f)
 {
     const char *tmp = getenv("TMPDIR");
-    snprintf(f->path, sizeof f->path, "%.300s/moebatch-calibrate-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    snprintf(f->path, sizeof f->path, "%.300s/moebatch-calibrate-XXXXXX",
+             tmp && *tmp ? tmp : "/tmp");
     if (mkdtemp(f->path)) return OK;
-    return error_set(ERR_RESOURCE, "calibrate: cannot make %s: %s: set TMPDIR to a folder that can "
-                     "be written", f->path, strerror(errno));
+    return error_set(ERR_RESOURCE,
+                     "calibrate: cannot make %s: %s: set TMPDIR to a folder that can "
+                     "be written",
+                     f->path, strerror(errno));
 }
 
 static void folder_remove(const struct folder *f)
@@ -102,8 +105,10 @@ static enum status write_inputs(const struct folder *f, const struct tiny_job *j
     FILE *out = fopen(path, "w");
     if (!out) return error_set(ERR_RESOURCE, "calibrate: cannot write %s", path);
     for (int i = 0; i < j->requests; i++) {
-        fprintf(out, "{\"custom_id\": \"r%d\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
-                     "\"body\": {\"max_tokens\": %d, \"prompt\": [", i, j->output);
+        fprintf(out,
+                "{\"custom_id\": \"r%d\", \"method\": \"POST\", \"url\": \"/v1/completions\", "
+                "\"body\": {\"max_tokens\": %d, \"prompt\": [",
+                i, j->output);
         for (int t = 0; t < j->prompt; t++)
             fprintf(out, "%s%d", t ? ", " : "", 2 + (i * 131 + t * 7 + i / 7) % 500);
         fprintf(out, "]}}\n");
@@ -189,8 +194,7 @@ static enum status period_of(struct calibration *c, const struct folder *f, bool
     report_close(&r);
     for (size_t i = 1; st == OK && i + 2 < n; i++) /* whole steps, after the first */
         if (tokens[i] == tokens[1]) start[kept++] = (start[i + 1] - start[i]) * 1e6;
-    if (st == OK && kept < 8)
-        st = error_set(ERR_BUG, "calibrate: %zu steps, expected more", kept);
+    if (st == OK && kept < 8) st = error_set(ERR_BUG, "calibrate: %zu steps, expected more", kept);
     if (st == OK) *us = cal_quartile(c, start, (int)kept);
     free(start);
     free(requests);
@@ -212,15 +216,23 @@ static enum status kernels_of(const struct calibration *c, const struct tiny_job
     bare->engine.n = 1;
     bare->engine.ranks[0] = c->ranks;
     tiny_model(j->layers, &m);
-    struct engine_unit u = {.host = bare, .model = &m, .decode = decode, .ep = c->ranks,
-                            .threads = 1, .node_ranks = c->ranks, .busy = c->ranks};
+    struct engine_unit u = {.host = bare,
+                            .model = &m,
+                            .decode = decode,
+                            .ep = c->ranks,
+                            .threads = 1,
+                            .node_ranks = c->ranks,
+                            .busy = c->ranks};
     enum status st = engine_step_create(&u, 1, true, &step);
     if (st == OK) {
         double in_step = decode ? fmin(j->requests, j->batch * c->ranks)
                                 : fmin(j->requests, floor((double)j->chunk * c->ranks / j->prompt));
-        double mean = in_step * (decode ? 1 : j->prompt) / c->ranks, most = ceil(in_step / c->ranks);
-        struct engine_load load = {.tokens = most * (decode ? 1 : j->prompt), .unit_tokens = mean,
-                                   .head_calls = decode ? most > 0 : most, .head_rows = most};
+        double mean = in_step * (decode ? 1 : j->prompt) / c->ranks,
+               most = ceil(in_step / c->ranks);
+        struct engine_load load = {.tokens = most * (decode ? 1 : j->prompt),
+                                   .unit_tokens = mean,
+                                   .head_calls = decode ? most > 0 : most,
+                                   .head_rows = most};
         struct host_view v = engine_unit_view(&u, mean, 0);
         double keys = j->prompt + 0.5 * j->output;
         double core = decode ? engine_keys_us(&u, &v, most, most * keys, most)
@@ -258,10 +270,10 @@ static void keep(struct calibration *c, double x[JOBS][SPEED_COEFS], double *res
     bool known = s->engine.n > 0 && !(s->engine.n == 1 && at == 0); /* from one rank alone */
     double coef[SPEED_COEFS];
     if (at < 0) at = s->engine.n < SPEED_RANKS ? s->engine.n++ : SPEED_RANKS - 1;
-    double own[SPEED_COEFS] = {0, 0, s->engine.op, s->engine.row, s->engine.request,
-                               s->engine.prompt_token};
+    double own[SPEED_COEFS] = {
+        0, 0, s->engine.op, s->engine.row, s->engine.request, s->engine.prompt_token};
     for (int i = 0; known && i < JOBS; i++) rest[i] -= host_dot(own, x[i]);
-    host_fit(JOBS, known ? OP : FEATURES, (const double (*)[SPEED_COEFS])x, rest, scale, coef);
+    host_fit(JOBS, known ? OP : FEATURES, (const double(*)[SPEED_COEFS])x, rest, scale, coef);
     s->engine.ranks[at] = c->ranks;
     s->engine.decode_step[at] = coef[DECODE_STEP];
     s->engine.prefill_step[at] = coef[PREFILL_STEP];

@@ -16,10 +16,10 @@ struct exchange_size {
 };
 
 static const struct exchange_size sizes[] = {
-    {256, 256, 8, 1, DT_E4M3},   {256, 256, 8, 8, DT_E4M3},   {256, 256, 8, 32, DT_E4M3},
-    {256, 256, 8, 128, DT_E4M3}, {512, 16, 2, 1, DT_BF16},    {512, 16, 2, 16, DT_BF16},
-    {512, 16, 2, 128, DT_BF16},  {2048, 64, 6, 1, DT_E4M3},   {2048, 64, 6, 8, DT_E4M3},
-    {2048, 64, 6, 32, DT_E4M3},  {1024, 64, 4, 4, DT_BF16},   {1024, 64, 4, 64, DT_BF16},
+    {256, 256, 8, 1, DT_E4M3},   {256, 256, 8, 8, DT_E4M3}, {256, 256, 8, 32, DT_E4M3},
+    {256, 256, 8, 128, DT_E4M3}, {512, 16, 2, 1, DT_BF16},  {512, 16, 2, 16, DT_BF16},
+    {512, 16, 2, 128, DT_BF16},  {2048, 64, 6, 1, DT_E4M3}, {2048, 64, 6, 8, DT_E4M3},
+    {2048, 64, 6, 32, DT_E4M3},  {1024, 64, 4, 4, DT_BF16}, {1024, 64, 4, 64, DT_BF16},
     {1024, 32, 4, 256, DT_BF16},
 };
 enum { SIZES = sizeof sizes / sizeof *sizes };
@@ -63,8 +63,8 @@ static enum status case_make(struct exchange_case *e, int rank)
             e->ids[t * K + k] = (int)k * span + (int)(r % (uint64_t)span);
             e->weights[t * K + k] = 0.1f;
         }
-    e->x = (struct amat){e->size->type, e->size->hidden, e->data, e->size->hidden, e->scale,
-                         blocks};
+    e->x =
+        (struct amat){e->size->type, e->size->hidden, e->data, e->size->hidden, e->scale, blocks};
     return OK;
 }
 
@@ -90,7 +90,7 @@ static enum status time_case(struct calibration *c, struct exchange_case *e,
                              double us[SPEED_EP_PARTS])
 {
     int n = c->quick ? 60 : ITERATIONS;
-    double (*all)[ITERATIONS] = calloc(SPEED_EP_PARTS, sizeof *all);
+    double(*all)[ITERATIONS] = calloc(SPEED_EP_PARTS, sizeof *all);
     enum status st = all ? OK : error_set(ERR_RESOURCE, "calibrate: out of memory");
     for (int i = -5; i < n && st == OK; i++) {
         double one[SPEED_EP_PARTS];
@@ -106,10 +106,16 @@ static enum status measure_size(struct calibration *c, const struct exchange_siz
                                 struct waiter *w, struct lane *lane, int ranks, int rank,
                                 double us[2][SPEED_EP_PARTS])
 {
-    struct ep_params p = {.experts = s->experts, .slots = s->experts, .topk = s->topk,
-                          .hidden = s->hidden, .n_group = 1, .max_tokens = s->tokens,
-                          .chunk_tokens = s->tokens, .recv_rows_factor = ranks * 2.0,
-                          .dispatch_type = s->type, .combine_type = DT_BF16};
+    struct ep_params p = {.experts = s->experts,
+                          .slots = s->experts,
+                          .topk = s->topk,
+                          .hidden = s->hidden,
+                          .n_group = 1,
+                          .max_tokens = s->tokens,
+                          .chunk_tokens = s->tokens,
+                          .recv_rows_factor = ranks * 2.0,
+                          .dispatch_type = s->type,
+                          .combine_type = DT_BF16};
     int32_t *identity = calloc((size_t)s->experts, sizeof *identity);
     if (!identity) return error_set(ERR_RESOURCE, "calibrate: out of memory");
     for (int i = 0; i < s->experts; i++) identity[i] = i;
@@ -117,8 +123,8 @@ static enum status measure_size(struct calibration *c, const struct exchange_siz
     struct ep_group *g = NULL;
     enum status st = ep_create(&p, &place, w, &c->k, lane, &g);
     for (int mode = 0; mode < 2 && st == OK; mode++) {
-        struct exchange_case e = {.g = g, .size = s, .mode = mode ? EP_LOW_LATENCY : EP_NORMAL,
-                                  .m = s->tokens};
+        struct exchange_case e = {
+            .g = g, .size = s, .mode = mode ? EP_LOW_LATENCY : EP_NORMAL, .m = s->tokens};
         st = case_make(&e, rank);
         if (st == OK) st = time_case(c, &e, us[mode]);
         case_free(&e);
@@ -149,7 +155,7 @@ static void keep(struct calibration *c, int ranks, double us[SIZES][2][SPEED_EP_
                                  s->hidden, s->experts, x[i]);
                 y[i] = us[i][mode][p] > 0.01 ? us[i][mode][p] : 0.01;
             }
-            host_fit(SIZES, 6, (const double (*)[SPEED_COEFS])x, y, NULL, sp->ep.part[at][mode][p]);
+            host_fit(SIZES, 6, (const double(*)[SPEED_COEFS])x, y, NULL, sp->ep.part[at][mode][p]);
         }
 }
 
@@ -169,8 +175,10 @@ enum status cal_all_to_all(struct calibration *c, MPI_Comm comm)
         if (sizes[i].experts % ranks == 0)
             st = measure_size(c, &sizes[i], &w, &lane, ranks, rank, us[i]);
         else
-            st = error_set(ERR_USAGE, "calibrate: %d ranks: the all-to-all is measured with 16 to "
-                           "256 experts; use a number of ranks that divides 16", ranks);
+            st = error_set(ERR_USAGE,
+                           "calibrate: %d ranks: the all-to-all is measured with 16 to "
+                           "256 experts; use a number of ranks that divides 16",
+                           ranks);
     if (st == OK) keep(c, ranks, us);
     transport_destroy(t);
     return st;

@@ -19,8 +19,8 @@ struct product {
     const struct kernels *k;
     struct wmat w;
     struct amat a;
-    char *pool;     /* [count] packed matrices */
-    size_t bytes;   /* of one */
+    char *pool;   /* [count] packed matrices */
+    size_t bytes; /* of one */
     int count, next, m, n;
     float *c;
 };
@@ -66,7 +66,8 @@ static enum status product_make(const struct calibration *c, enum dtype type, in
     p->pool = aligned_alloc(64, p->bytes * (size_t)p->count);
     p->c = malloc((size_t)MOST_ROWS * (size_t)n * sizeof *p->c);
     float *x = cal_numbers((size_t)n * (size_t)k);
-    enum status st = p->pool && p->c && x ? OK : error_set(ERR_RESOURCE, "calibrate: out of memory");
+    enum status st =
+        p->pool && p->c && x ? OK : error_set(ERR_RESOURCE, "calibrate: out of memory");
     struct weight_src src = {.type = DT_F32, .n = n, .k = k, .data = x, .ldk = k};
     uint8_t *q = NULL;
     float *scale = NULL;
@@ -75,7 +76,8 @@ static enum status product_make(const struct calibration *c, enum dtype type, in
         q = malloc((size_t)n * (size_t)k);
         scale = malloc((size_t)rows * (size_t)blocks * sizeof *scale);
         if (!q || !scale) st = error_set(ERR_RESOURCE, "calibrate: out of memory");
-        for (size_t i = 0; st == OK && i < (size_t)n * (size_t)k; i++) q[i] = (uint8_t)(i * 37 & 0x77);
+        for (size_t i = 0; st == OK && i < (size_t)n * (size_t)k; i++)
+            q[i] = (uint8_t)(i * 37 & 0x77);
         for (int i = 0; st == OK && i < rows * blocks; i++) scale[i] = 0.01f;
         src = (struct weight_src){DT_E4M3, n, k, q, k, scale, blocks};
     }
@@ -154,12 +156,12 @@ static void fit_hot(double us[SHAPES][SPEED_ROWS], struct speed_gemm *g, double 
     }
     for (int r = 0; r < 3; r++) { /* few rows show it best */
         for (int s = 0; s < SHAPES; s++) y[s] = us[s][r];
-        host_fit(SHAPES, 4, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
+        host_fit(SHAPES, 4, (const double(*)[SPEED_COEFS])x, y, NULL, coef);
         call = fmin(call, coef[3]);
     }
     for (int r = 0; r < SPEED_ROWS; r++) {
         for (int s = 0; s < SHAPES; s++) y[s] = fmax(us[s][r] - call, 1e-4);
-        host_fit(SHAPES, 3, (const double (*)[SPEED_COEFS])x, y, NULL, coef);
+        host_fit(SHAPES, 3, (const double(*)[SPEED_COEFS])x, y, NULL, coef);
         block[r] = coef[0];
         g->panel[r] = coef[1];
         g->pack[r] = coef[2];
@@ -184,8 +186,7 @@ static enum status measure_type(struct calibration *c, enum dtype type)
     fit_hot(us, g, g->block[SPEED_ALL]);
     enum status st = team_make(c, type, 4 * panel, DEEP_K, 0, 1, t);
     for (int r = 0; r < SPEED_ROWS && st == OK; r++)
-        g->block[SPEED_ONE][r] =
-            fit_block(g, team_time(c, t, (int)host_speed_rows[r], 1), r, 8, 4);
+        g->block[SPEED_ONE][r] = fit_block(g, team_time(c, t, (int)host_speed_rows[r], 1), r, 8, 4);
     team_free(t);
     if (st == OK) st = team_make(c, type, 4 * panel, SHALLOW_K, 0, all, t);
     for (int r = 0; r < SPEED_ROWS && st == OK; r++) {

@@ -47,9 +47,14 @@ static void convert(struct rows_call *r, enum dtype type)
 
 static void pick_gate(struct rows_call *r)
 {
-    struct gate_params p = {.kind = GATE_SIGMOID_NOAUX, .experts = r->n,
-                            .topk = r->n < 2 * TOPK ? r->n / 4 : TOPK, .n_group = 1,
-                            .topk_group = 1, .norm_topk = true, .scale = 1, .bias = r->weight};
+    struct gate_params p = {.kind = GATE_SIGMOID_NOAUX,
+                            .experts = r->n,
+                            .topk = r->n < 2 * TOPK ? r->n / 4 : TOPK,
+                            .n_group = 1,
+                            .topk_group = 1,
+                            .norm_topk = true,
+                            .scale = 1,
+                            .bias = r->weight};
     if (r->n % 8 == 0 && r->n >= 64) p.n_group = 8, p.topk_group = 4;
     r->k->gate(&r->lane, r->m, r->x, r->n, &p, r->ids, r->y);
 }
@@ -91,7 +96,8 @@ static void rows_run(void *arg)
     case SPEED_EMBED: gather(r); return;
     case SPEED_COPY:
         for (int i = 0; i < m; i++)
-            memcpy(r->y + (size_t)i * (size_t)n, r->x + (size_t)i * (size_t)n, sizeof(float) * (size_t)n);
+            memcpy(r->y + (size_t)i * (size_t)n, r->x + (size_t)i * (size_t)n,
+                   sizeof(float) * (size_t)n);
         return;
     default: sample(r); return;
     }
@@ -133,15 +139,15 @@ static enum status rows_make(const struct calibration *c, struct rows_call *r)
 
 static int sizes_of(enum speed_rows op, struct size *out)
 {
-    static const struct size wide[] = {{1, 128}, {1, 1024}, {1, 4096}, {8, 128}, {8, 1024},
+    static const struct size wide[] = {{1, 128},  {1, 1024}, {1, 4096},   {8, 128},    {8, 1024},
                                        {64, 128}, {64, 512}, {256, 1024}, {1024, 1024}};
-    static const struct size narrow[] = {{1, 128}, {16, 128}, {128, 128}, {1, 512}, {16, 512},
+    static const struct size narrow[] = {{1, 128},   {16, 128},  {128, 128}, {1, 512},   {16, 512},
                                          {64, 1024}, {512, 512}, {8192, 32}, {1024, 256}};
-    static const struct size gates[] = {{1, 16}, {1, 64}, {1, 256}, {16, 16}, {16, 64}, {16, 256},
-                                        {128, 64}, {256, 256}};
+    static const struct size gates[] = {{1, 16},  {1, 64},   {1, 256},  {16, 16},
+                                        {16, 64}, {16, 256}, {128, 64}, {256, 256}};
     static const struct size vocab[] = {{1, 3072}, {1, 32768}, {8, 3072}, {1, 100000}};
-    static const struct size copies[] = {{1, 16}, {64, 16}, {512, 16}, {1, 256}, {64, 256},
-                                         {512, 256}, {8, 4096}, {512, 2048}};
+    static const struct size copies[] = {{1, 16},   {64, 16},   {512, 16}, {1, 256},
+                                         {64, 256}, {512, 256}, {8, 4096}, {512, 2048}};
     const struct size *from = wide;
     size_t n = sizeof wide;
     if (op == SPEED_GATE) from = gates, n = sizeof gates;
@@ -154,7 +160,7 @@ static int sizes_of(enum speed_rows op, struct size *out)
 }
 
 static enum status measure(struct calibration *c, struct rows_call *r, struct cal_call *call,
-                    enum speed_rows op)
+                           enum speed_rows op)
 {
     struct size size[SIZES_MAX];
     double x[SIZES_MAX][SPEED_COEFS], y[SIZES_MAX];
@@ -175,7 +181,7 @@ static enum status measure(struct calibration *c, struct rows_call *r, struct ca
         if (op >= SPEED_GREEDY) x[kept][3] = 0; /* row by row: never far away */
         y[kept++] = cal_time(c, call, threads);
     }
-    host_fit(kept, 4, (const double (*)[SPEED_COEFS])x, y, NULL, c->speed.rows[op]);
+    host_fit(kept, 4, (const double(*)[SPEED_COEFS])x, y, NULL, c->speed.rows[op]);
     return OK;
 }
 

@@ -57,8 +57,10 @@ static enum status parse(int argc, char **argv, struct job_study *s)
         else if (!strcmp(argv[i], "--force"))
             s->force = true;
         else if (argv[i][0] == '-' || s->path)
-            return error_set(ERR_USAGE, "study: unexpected argument %s: for a job file there are "
-                             "--set, --hardware, --output and --force", argv[i]);
+            return error_set(ERR_USAGE,
+                             "study: unexpected argument %s: for a job file there are "
+                             "--set, --hardware, --output and --force",
+                             argv[i]);
         else
             s->path = argv[i];
     }
@@ -69,8 +71,10 @@ static enum status parse(int argc, char **argv, struct job_study *s)
 static enum status resolve(struct job_study *s)
 {
     int ranks = job_ranks(&s->job);
-    struct job_facts facts = {.ranks = ranks > 0 ? ranks : 1, .cores_per_node = s->host.cores,
-                              .experts = s->model.experts, .n_group = s->model.n_group};
+    struct job_facts facts = {.ranks = ranks > 0 ? ranks : 1,
+                              .cores_per_node = s->host.cores,
+                              .experts = s->model.experts,
+                              .n_group = s->model.n_group};
     facts.ranks_on_node = facts.ranks;
     return job_resolve(&s->job, &facts);
 }
@@ -100,12 +104,14 @@ static enum status read_all(struct job_study *s)
 
 static enum status predict(struct job_study *s)
 {
-    struct engine_time_setup setup = {
-        .host = &s->host, .model = &s->model, .job = &s->job,
-        .fp8_experts = s->model.quant.fp8, .expert_load = s->expert_load,
-        .requests = s->tokens.list, .n_requests = s->tokens.n};
-    if (s->job.kv.pages_per_rank > 0)
-        setup.pages[0] = setup.pages[1] = s->job.kv.pages_per_rank;
+    struct engine_time_setup setup = {.host = &s->host,
+                                      .model = &s->model,
+                                      .job = &s->job,
+                                      .fp8_experts = s->model.quant.fp8,
+                                      .expert_load = s->expert_load,
+                                      .requests = s->tokens.list,
+                                      .n_requests = s->tokens.n};
+    if (s->job.kv.pages_per_rank > 0) setup.pages[0] = setup.pages[1] = s->job.kv.pages_per_rank;
     return engine_time_predict(&setup, &s->time);
 }
 
@@ -113,7 +119,8 @@ static void print_role(const char *name, const struct job_role *r)
 {
     if (r->present)
         printf("# %s: %d unit(s) of %d rank(s), %d redundant experts, %d micro-batch(es), overlap "
-               "%s\n", name, r->units, r->ep, r->redundant_experts, r->microbatches,
+               "%s\n",
+               name, r->units, r->ep, r->redundant_experts, r->microbatches,
                r->overlap ? "on" : "off");
 }
 
@@ -132,8 +139,8 @@ static void print(const struct job_study *s)
            (long long)t->prefill_steps, t->prefill_span_s, t->prefill_tokens_per_s,
            100 * t->busy[0], 100 * t->exposed[0]);
     printf("  decode   %10lld %7lld %9.3f %12.1f %8.1f %10.1f\n", (long long)t->decode_tokens,
-           (long long)t->decode_steps, t->decode_span_s, t->decode_tokens_per_s,
-           100 * t->busy[1], 100 * t->exposed[1]);
+           (long long)t->decode_steps, t->decode_span_s, t->decode_tokens_per_s, 100 * t->busy[1],
+           100 * t->exposed[1]);
     printf("# ms of a step   attn dispatch      mlp   shared  combine     head    whole\n");
     for (int k = 0; k < 2; k++) {
         printf("  %-8s", k ? "decode" : "prefill");
@@ -143,15 +150,19 @@ static void print(const struct job_study *s)
         printf(" %8.3f\n", steps ? 1e3 * s / (double)steps : 0);
     }
     printf("  total %.3f s, mean batch %.1f; TTFT %.4f s p50 %.4f p90 %.4f; TPOT %.3f ms p50 %.3f "
-           "p90 %.3f\n", t->total_s, t->mean_batch, t->ttft_s.mean, t->ttft_s.p50, t->ttft_s.p90,
+           "p90 %.3f\n",
+           t->total_s, t->mean_batch, t->ttft_s.mean, t->ttft_s.p50, t->ttft_s.p90,
            1e3 * t->tpot_s.mean, 1e3 * t->tpot_s.p50, 1e3 * t->tpot_s.p90);
     if (*t->note) printf("# %s\n", t->note);
 }
 
 static struct study_figure_row figure(const char *name, const char *units, double value)
 {
-    struct study_figure_row r = {.published = NAN, .published_high = NAN, .predicted = value,
-                                 .error = NAN, .tolerance = NAN};
+    struct study_figure_row r = {.published = NAN,
+                                 .published_high = NAN,
+                                 .predicted = value,
+                                 .error = NAN,
+                                 .tolerance = NAN};
     snprintf(r.figure, sizeof r.figure, "%s", name);
     snprintf(r.units, sizeof r.units, "%s", units);
     return r;
@@ -206,8 +217,10 @@ static enum status write_file(const struct job_study *s, const char *argv, const
     struct study_file *f;
     if (!s->results) return OK;
     if (!s->force && access(s->results, F_OK) == 0)
-        return error_set(ERR_INPUT, "--output: %s exists and would be overwritten: pass --force, "
-                         "or choose another name", s->results);
+        return error_set(ERR_INPUT,
+                         "--output: %s exists and would be overwritten: pass --force, "
+                         "or choose another name",
+                         s->results);
     TRY(study_file_create(s->results, &f));
     enum status st = attributes(f, s, argv, start);
     if (st == OK) st = study_file_figures(f, rows, (size_t)figures(&s->time, rows));
