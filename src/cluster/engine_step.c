@@ -59,6 +59,13 @@ static double step_overhead(const struct engine_unit *u)
     return u->decode ? s->engine.decode_step[best] : s->engine.prefill_step[best];
 }
 
+static bool same_load(const struct engine_load *a, const struct engine_load *b)
+{
+    return a->tokens == b->tokens && a->unit_tokens == b->unit_tokens &&
+           a->head_calls == b->head_calls && a->head_rows == b->head_rows &&
+           a->sampled_rows == b->sampled_rows && a->logprob_rows == b->logprob_rows;
+}
+
 /* Steady batches repeat the same loads for hundreds of steps. */
 static void stages_of(struct engine_step *s, const struct host_view *v,
                       const struct engine_load *load, struct engine_stages *out)
@@ -66,7 +73,7 @@ static void stages_of(struct engine_step *s, const struct host_view *v,
     unsigned long key = (unsigned long)(load->tokens * 31 + load->unit_tokens * 7 +
                                         load->head_rows * 131 + v->cold * 1024);
     struct engine_memo *m = &s->memo[key % ENGINE_MEMO];
-    if (!m->used || m->cold != v->cold || memcmp(&m->load, load, sizeof *load) != 0) {
+    if (!m->used || m->cold != v->cold || !same_load(&m->load, load)) {
         *m = (struct engine_memo){.load = *load, .cold = v->cold, .used = true};
         engine_stages_at(&s->unit, v, load, &m->stages);
     }

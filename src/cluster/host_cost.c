@@ -102,22 +102,19 @@ void host_spread_binomial(struct host_spread *s, double groups, double draws, do
         return;
     }
     double mean = draws * p, deviation = sqrt(mean * (1 - p));
-    double lo = floor(mean - 5 * deviation - 1), hi = ceil(mean + 5 * deviation + 3);
-    if (lo < 0) lo = 0;
-    if (hi > draws) hi = draws;
-    double step = ceil((hi - lo + 1) / 64); /* rows taken together */
-    for (double r = lo; r <= hi; r += step) {
+    int lo = (int)fmax(0, floor(mean - 5 * deviation - 1));
+    int hi = (int)fmin(draws, ceil(mean + 5 * deviation + 3));
+    int step = (hi - lo + 64) / 64; /* rows taken together */
+    for (int r = lo; r <= hi; r += step) {
         double weight = 0, sum = 0;
-        for (double i = r; i < r + step && i <= hi; i++) {
-            double log_p = lgamma(draws + 1) - lgamma(i + 1) - lgamma(draws - i + 1) + i * log(p) +
-                           (draws - i) * log1p(-p);
+        for (int i = r; i < r + step && i <= hi; i++) {
+            double log_p = lgamma(draws + 1) - lgamma(i + 1.0) - lgamma(draws - i + 1) +
+                           i * log(p) + (draws - i) * log1p(-p);
             weight += exp(log_p);
             sum += i * exp(log_p);
         }
-        if (weight < 1e-12 || sum <= 0) continue;
-        double rows = sum / weight;
-        if (r == 0 && step > 1) rows = fmax(rows, 1);
-        spread_add(s, step == 1 ? r : rows, groups * weight);
+        if (weight >= 1e-12 && sum > 0)
+            spread_add(s, step == 1 ? r : fmax(1, sum / weight), groups * weight);
     }
 }
 
@@ -278,11 +275,11 @@ void host_prefill_features(const struct host_heads *h, double m, double pos0, do
 {
     double dim_k = h->dim_nope + h->dim_rope, dim_v = padded(h->dim_v), tiles = ceil(m / TILE);
     double keys = 0, pairs = 0;
-    for (double row0 = 0; row0 < m; row0 += TILE) {
-        double rows = fmin(TILE, m - row0), last = pos0 + row0 + rows;
-        keys += last;
+    for (int i = 0; i < (int)tiles; i++) {
+        double before = pos0 + (double)i * TILE, rows = fmin(TILE, m - (double)i * TILE);
+        keys += before + rows;
         /* The products take whole blocks of keys for a group of rows. */
-        pairs += rows * (pos0 + row0 + 0.5 * (rows + 8));
+        pairs += rows * (before + 0.5 * (rows + 8));
     }
     double n = h->heads;
     double all[SPEED_COEFS] = {1,

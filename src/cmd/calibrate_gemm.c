@@ -21,6 +21,8 @@ struct product {
     struct amat a;
     char *pool;   /* [count] packed matrices */
     size_t bytes; /* of one */
+    void *rows;     /* behind a */
+    float *scale;
     int count, next, m, n;
     float *c;
 };
@@ -37,8 +39,8 @@ static void product_run(void *arg)
 static void product_free(struct product *p)
 {
     free(p->pool);
-    free((void *)(uintptr_t)p->a.data);
-    free((void *)(uintptr_t)p->a.scale);
+    free(p->rows);
+    free(p->scale);
     free(p->c);
     memset(p, 0, sizeof *p);
 }
@@ -46,11 +48,11 @@ static void product_free(struct product *p)
 static enum status fill_rows(struct product *p, enum dtype type, int k)
 {
     float *x = cal_numbers((size_t)MOST_ROWS * (size_t)k);
-    void *data = malloc((size_t)MOST_ROWS * (size_t)k * 4);
-    float *scale = malloc((size_t)MOST_ROWS * (size_t)fp8_blocks(k) * sizeof *scale);
-    p->a = (struct amat){type, k, data, k, scale, fp8_blocks(k)};
-    if (x && data && scale) p->k->act_convert(&p->lane, MOST_ROWS, x, k, &p->a, false);
-    bool ok = x && data && scale;
+    p->rows = malloc((size_t)MOST_ROWS * (size_t)k * 4);
+    p->scale = malloc((size_t)MOST_ROWS * (size_t)fp8_blocks(k) * sizeof *p->scale);
+    p->a = (struct amat){type, k, p->rows, k, p->scale, fp8_blocks(k)};
+    bool ok = x && p->rows && p->scale;
+    if (ok) p->k->act_convert(&p->lane, MOST_ROWS, x, k, &p->a, false);
     free(x);
     return ok ? OK : error_set(ERR_RESOURCE, "calibrate: out of memory");
 }
