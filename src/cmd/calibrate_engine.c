@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -178,7 +179,7 @@ static enum status run_job(const struct calibration *c, const struct folder *f,
     return st;
 }
 
-/* The time from one step of the kind to the next: the quartile, us. */
+/* The time from one step of the kind to the next, us. */
 static enum status period_of(struct calibration *c, const struct folder *f, bool decode, double *us)
 {
     struct report_file r;
@@ -195,7 +196,10 @@ static enum status period_of(struct calibration *c, const struct folder *f, bool
     for (size_t i = 1; st == OK && i + 2 < n; i++) /* whole steps, after the first */
         if (tokens[i] == tokens[1]) start[kept++] = (start[i + 1] - start[i]) * 1e6;
     if (st == OK && kept < 8) st = error_set(ERR_BUG, "calibrate: %zu steps, expected more", kept);
-    if (st == OK) *us = cal_quartile(c, start, (int)kept);
+    if (st == OK) { /* a step in eight: where no other program wanted the cores */
+        (void)cal_quartile(c, start, (int)kept);
+        *us = start[kept / 8];
+    }
     free(start);
     free(requests);
     free(tokens);
@@ -284,6 +288,7 @@ static void keep(struct calibration *c, double x[JOBS][SPEED_COEFS], double *res
     s->engine.prompt_token = coef[TOKEN];
 }
 
+/* Memory as calloc leaves it to the kernel for large blocks. */
 static double fault_us(struct calibration *c)
 {
     enum { MIB = 16, ROUNDS = 9 };
@@ -291,12 +296,12 @@ static double fault_us(struct calibration *c)
     for (int r = 0; r < ROUNDS; r++) {
         struct timespec a, b;
         size_t bytes = (size_t)MIB << 20;
-        char *p = calloc(bytes, 1);
-        if (!p) return 0;
+        char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) return 0;
         clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
         for (size_t i = 0; i < bytes; i += 4096) ((volatile char *)p)[i] = 1;
         clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
-        free(p);
+        munmap(p, bytes);
         us[r] = ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3) /
                 (MIB * 1024.0);
     }
