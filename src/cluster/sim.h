@@ -6,9 +6,9 @@
  * prefilled prompts to decode units, both spread by the unit loads of the epoch before so that the
  * loads even out (the fluid limit of balance/'s greedy pick: millions of requests share a choice).
  * Inside a unit, with `ranks` = gpus, the engine's own balancers (balance/prefill_balance_pick,
- * decode_balance_pick) give every request a rank, and a step takes as long as its slowest
- * rank; with `ranks` = 1, for millions of requests, the unit is one pool of tokens and pages, its ranks taken
- * as even up to the factor `uneven`.
+ * decode_balance_pick) give every request a rank, and a step takes as long as its slowest rank;
+ * with `ranks` = 1, for millions of requests, the unit is one pool of tokens and pages, its ranks
+ * taken as even up to the factor `uneven`.
  * Admission is balance/decode_balance_admits itself, a chunk is filled as prefill_chunk_fill does.
  * A router's choice therefore is up to an epoch old, and a request waits up to an epoch for each.
  * The hand-over from prefill to decode takes that epoch; the KV of a prompt of 4,000 tokens needs
