@@ -13,7 +13,6 @@ struct builder {
     struct results_file *file;
     struct summary *summary;
     struct straggler straggler;
-    struct payload rows; /* of the record at hand, aligned */
 };
 
 enum status journal_read_request(struct journal *j, int64_t index, struct request_row *row)
@@ -109,10 +108,8 @@ static enum status put_requests(struct builder *b)
     return OK;
 }
 
-/* Rows behind a rows_head, copied to where their type may lie (a record begins anywhere), good until
- * the next call; *n = 0 when the record does not add up. */
-static const void *rows_of(struct builder *b, const struct record *record, size_t bytes, int *kind,
-                           size_t *n)
+/* Rows behind a rows_head; *n = 0 when the record does not add up. */
+static const void *rows_of(const struct record *record, size_t bytes, int *kind, size_t *n)
 {
     struct cursor c = {record->payload, record->payload + record->bytes, false};
     struct rows_head head;
@@ -120,17 +117,15 @@ static const void *rows_of(struct builder *b, const struct record *record, size_
     *kind = head.kind;
     *n = head.n > 0 ? (size_t)head.n : 0;
     const void *rows = cursor_array(&c, *n, bytes);
-    b->rows.bytes = 0;
-    if (rows) payload_put(&b->rows, rows, *n * bytes);
-    if (!rows || b->rows.failed) *n = 0;
-    return b->rows.data;
+    if (!rows) *n = 0;
+    return rows;
 }
 
 static enum status put_steps(struct builder *b, const struct record *record)
 {
     int kind;
     size_t n;
-    const struct step_row *rows = rows_of(b, record, sizeof *rows, &kind, &n);
+    const struct step_row *rows = rows_of(record, sizeof *rows, &kind, &n);
     if (kind != STEP_PREFILL && kind != STEP_DECODE) return OK;
     for (size_t i = 0; i < n; i++) summary_add_step(b->summary, (enum step_kind)kind, &rows[i]);
     return results_put_steps(b->file, (enum step_kind)kind, rows, n);
@@ -143,7 +138,7 @@ static enum status put_ranks(struct builder *b, const struct attempt_state *a)
     TRY(segment_read(&b->j->reader, a->ranks, &record));
     int kind;
     size_t n;
-    const struct rank_row *rows = rows_of(b, &record, sizeof *rows, &kind, &n);
+    const struct rank_row *rows = rows_of(&record, sizeof *rows, &kind, &n);
     for (size_t i = 0; i < n; i++) summary_add_rank(b->summary, &rows[i]);
     TRY(straggler_add_ranks(&b->straggler, rows, n));
     return results_put_ranks(b->file, rows, n);
@@ -213,7 +208,7 @@ static enum status put_links(struct builder *b, const struct record *record)
 {
     int kind;
     size_t n;
-    const struct link_row *rows = rows_of(b, record, sizeof *rows, &kind, &n);
+    const struct link_row *rows = rows_of(record, sizeof *rows, &kind, &n);
     TRY(straggler_add_links(&b->straggler, rows, n));
     return results_put_links(b->file, rows, n);
 }
@@ -235,7 +230,7 @@ static enum status put_segment(struct builder *b, int number, int *attempt)
         if (record.type != RECORD_PLACEMENT || *attempt != b->j->n_attempts) continue;
         int kind;
         size_t n;
-        const struct placement_row *rows = rows_of(b, &record, sizeof *rows, &kind, &n);
+        const struct placement_row *rows = rows_of(&record, sizeof *rows, &kind, &n);
         TRY(results_put_placement(b->file, rows, n));
     }
     return OK;
@@ -281,13 +276,11 @@ enum status journal_build_results(struct journal *j, const struct journal_build 
         .logprobs = j->logprobs,
         .prompt_logprobs = j->prompt_logprobs,
     };
-    struct builder b = {.j = j, .build = build, .summary = summary};
+    struct builder b = {j, build, NULL, summary, {0}};
     summary_init(summary);
     TRY(results_create(build->path, &shape, &b.file));
     enum status st = put_all(&b);
     straggler_free(&b.straggler);
-    if (st == OK && b.rows.failed) st = error_set(ERR_RESOURCE, "no memory for a record's rows");
-    free(b.rows.data);
     if (st != OK) {
         results_abort(b.file);
         return st;
