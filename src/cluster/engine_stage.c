@@ -245,6 +245,18 @@ static double busiest(const struct engine_unit *u, double rows)
     return 1 + normal_max * sqrt((1 - 1.0 / u->ep) / rows);
 }
 
+/* Experts that a step leaves out stay away longer: between two uses of one that has rows in a share
+ * p of the steps, 1 / (2 - p) of all the others are read. */
+static struct host_view routed_view(const struct engine_unit *u, const struct host_view *v,
+                                    const struct host_spread *rows)
+{
+    const struct model_config *c = u->model;
+    double slots = slots_of(u) / u->ep, busy = host_spread_busy(rows);
+    double away = slots / (2 - fmin(1, busy / slots)) - busy;
+    double mb = away * mlp_bytes(u, c->moe_intermediate) * model_config_moe_layers(c) * 1e-6;
+    return host_view_make(u->host, u->threads, u->busy, v->mb + fmax(0, mb) * u->node_ranks);
+}
+
 static void mlps(const struct engine_unit *u, const struct host_view *v,
                  const struct engine_load *l, struct engine_stages *out)
 {
@@ -258,8 +270,9 @@ static void mlps(const struct engine_unit *u, const struct host_view *v,
                                host_rows_us(v, SPEED_ADD, m, c->hidden);
     if (!c->experts) return;
     struct host_spread rows = slot_rows(u, l->unit_tokens * u->ep);
+    struct host_view far = routed_view(u, v, &rows);
     out->us[STAGE_MLP] =
-        ffn_us(u, v, c->moe_intermediate, &rows) * busiest(u, l->unit_tokens * c->topk);
+        ffn_us(u, &far, c->moe_intermediate, &rows) * busiest(u, l->unit_tokens * c->topk);
 }
 
 /* ---- the all-to-all -------------------------------------------------------------------------- */

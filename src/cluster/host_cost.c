@@ -43,7 +43,8 @@ static double curve(int n, const double *xs, const double *ys, double x)
 struct host_view host_view_make(const struct host_speed *s, int threads, double busy,
                                 double footprint_mb)
 {
-    struct host_view v = {.s = s, .threads = threads < 1 ? 1 : threads};
+    struct host_view v = {
+        .s = s, .threads = threads < 1 ? 1 : threads, .busy = busy, .mb = footprint_mb};
     v.all = s->cores > 1 ? (busy - 1) / (s->cores - 1) : 1;
     v.all = v.all < 0 ? 0 : v.all > 1 ? 1 : v.all;
     double last = s->footprint.mb[SPEED_FOOTPRINTS - 1];

@@ -17,6 +17,7 @@ struct host_view {
     double threads; /* of the rank */
     double all;     /* 0: one core of the host is busy .. 1: all are */
     double cold;    /* 0: weights come from a cache .. 1: from memory */
+    double busy, mb; /* as host_view_make was asked */
 };
 
 /* busy: cores at work on the host; footprint_mb: what they all read again and again. */
