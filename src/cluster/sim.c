@@ -75,15 +75,27 @@ static enum status lane_arrivals(struct sim *s, struct lane *l, double fresh)
     return OK;
 }
 
-/* Blocks of an earlier prompt that begins alike, never the whole prompt. */
-static uint32_t trace_cached_tokens(struct sim *s, const struct trace_row *row)
+/* Full blocks of earlier prompts that begin alike, as far as a cache of cfg->cache_pages keeps them
+ * with the engine's own index and eviction. */
+static enum status trace_cached_tokens(struct sim *s, const struct trace_row *row, uint32_t *out)
 {
     const uint32_t *id = s->cfg->trace->blocks + row->first_block;
-    uint32_t hit = 0;
-    while (hit < row->n_blocks && s->trace_seen[id[hit]]) hit++;
-    for (uint32_t i = 0; i < row->n_blocks; i++)
-        if ((i + 1) * TRACE_BLOCK_TOKENS <= row->prompt) s->trace_seen[id[i]] = 1;
-    return hit * TRACE_BLOCK_TOKENS;
+    uint32_t full = row->prompt / TRACE_BLOCK_TOKENS, n = row->n_blocks;
+    double capacity = s->cfg->cache_pages * WORKLOAD_PAGE_TOKENS / TRACE_BLOCK_TOKENS;
+    if (n > full) n = full;
+    if (capacity > 0 && capacity < 1) capacity = 1;
+    if (capacity > UINT32_MAX) capacity = 0;
+    if (n > s->trace_chain_cap) {
+        struct hash128 *chain = realloc(s->trace_chain, n * sizeof *chain);
+        if (!chain) return error_set(ERR_RESOURCE, "no memory for a prompt of %u blocks", n);
+        s->trace_chain = chain;
+        s->trace_chain_cap = n;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        s->trace_chain[i] = hash128(&id[i], sizeof id[i], (struct hash128){0, 0});
+    *out = TRACE_BLOCK_TOKENS * disk_index_replay(s->trace_cache, s->trace_chain, n,
+                                                  (uint32_t)capacity, row->t_s);
+    return OK;
 }
 
 static enum status trace_arrivals(struct sim *s)
@@ -97,7 +109,8 @@ static enum status trace_arrivals(struct sim *s)
             .arrival = (uint32_t)((row->t_s + begin) * SIM_TICKS_PER_S),
             .prompt = row->prompt,
         };
-        uint32_t cached = t->max_block ? trace_cached_tokens(s, row) : 0;
+        uint32_t cached = 0;
+        if (t->max_block) TRY(trace_cached_tokens(s, row, &cached));
         r.cached_pages = (uint16_t)(cached / WORKLOAD_PAGE_TOKENS);
         s->count[SIM_STARTED_SESSIONS]++;
         TRY(arrive(s, &s->lane[0], &r));
@@ -241,13 +254,13 @@ static enum status allocate(struct sim *s)
     s->head = calloc(head, sizeof *s->head);
     s->view = calloc(head, sizeof *s->view);
     s->cache = calloc((size_t)s->cache_seconds, sizeof *s->cache);
-    s->trace_seen = calloc((c->trace ? c->trace->max_block : 0) + 1, 1);
+    if (c->trace) TRY(disk_index_create(DISK_POLICY_BEST, &s->trace_cache));
     r->minute = calloc((size_t)r->minutes, sizeof *r->minute);
     r->unit = calloc((size_t)r->hours * (size_t)(s->np + s->nd), sizeof *r->unit);
     r->ttft_hist = calloc((size_t)r->hours * SIM_HIST, sizeof *r->ttft_hist);
     r->tpot_hist = calloc((size_t)r->hours * SIM_HIST, sizeof *r->tpot_hist);
     if (!s->prefill || !s->decode || !s->lane || !s->out || !s->send || !s->recv || !s->head ||
-        !s->view || !s->cache || !s->trace_seen || !r->minute || !r->unit || !r->ttft_hist ||
+        !s->view || !s->cache || !r->minute || !r->unit || !r->ttft_hist ||
         !r->tpot_hist)
         return error_set(ERR_RESOURCE, "no memory for the simulation");
     for (int i = s->p0; i < s->p1; i++) TRY(prefill_unit_init(s, &s->prefill[i - s->p0], i));
@@ -312,9 +325,10 @@ static void end(struct sim *s)
         free(s->out[q].message);
     }
     void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out,
-                     s->send, s->recv, s->head, s->view, s->cache, s->trace_seen,
+                     s->send, s->recv, s->head, s->view, s->cache, s->trace_chain,
                      s->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    disk_index_free(s->trace_cache);
 }
 
 static int64_t own_bytes(const struct sim *s)

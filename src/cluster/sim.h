@@ -68,7 +68,8 @@ struct sim_config {
     double tokens_per_step;             /* of a decoding request; above 1 with MTP */
     double kv_pages_per_gpu;            /* decode; pages of WORKLOAD_PAGE_TOKENS */
     double high_water;                  /* share of the pages that admission may promise */
-    double cache_pages;                 /* of the prefix cache; 0: forgets nothing */
+    double cache_pages;                 /* of the prefix cache; 0: forgets nothing. A trace's blocks
+                                         * go by kvcache/disk_index, sessions by last use */
     struct node_plan *plan;             /* which units are in service when; borrowed, advanced */
     double progress_s;                  /* wall seconds between lines; 0: none */
 };

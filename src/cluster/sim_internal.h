@@ -11,6 +11,7 @@
 #include "balance/decode_balance.h"
 #include "balance/prefill_balance.h"
 #include "cluster/sim.h"
+#include "kvcache/disk_index.h"
 
 enum { ROUTE_SLOTS = 1024, CACHE_AHEAD = 4 };
 enum { CHUNK = 16, WHEEL_FINE = 64, WHEEL_COARSE = 1024, WHEEL = WHEEL_FINE * WHEEL_COARSE };
@@ -136,7 +137,9 @@ struct sim {
     double epochs_per_tick;
     int tps_q10;
     size_t trace_at;
-    uint8_t *trace_seen;          /* [max_block] */
+    struct disk_index *trace_cache; /* blocks of the trace's prompts; owned */
+    struct hash128 *trace_chain;  /* [trace_chain_cap] scratch; owned */
+    uint32_t trace_chain_cap;
     /* accounting */
     bool recording;
     int hour;                     /* of the result */

@@ -25,14 +25,6 @@ static struct hash128 name_of(uint32_t block)
     return hash128(&block, sizeof block, PAGE_HASH_ROOT);
 }
 
-static void take_prompt(struct disk_index *ix, const struct hash128 *chain, uint32_t hits,
-                        uint32_t n, double now)
-{
-    for (uint32_t i = hits; i < n; i++)
-        disk_index_insert(ix, chain[i], i ? chain[i - 1] : PAGE_HASH_ROOT, 0, 0, now);
-    disk_index_touch(ix, chain, hits, n, now);
-}
-
 static enum status replay(const struct workload_trace *t, enum disk_policy policy,
                           uint32_t capacity, struct replay *out)
 {
@@ -52,14 +44,11 @@ static enum status replay(const struct workload_trace *t, enum disk_policy polic
         const struct hash128 *own = chain + row->first_block;
         uint32_t full = row->prompt / BLOCK_TOKENS;
         uint32_t n = full < row->n_blocks ? full : row->n_blocks;
-        uint32_t hits = disk_index_match(ix, own, n);
+        uint32_t before = disk_index_count(ix);
+        uint32_t hits = disk_index_replay(ix, own, n, capacity, row->t_s);
         hit += (double)hits * BLOCK_TOKENS;
         lookups += hits + (hits < n);
-        take_prompt(ix, own, hits, n, row->t_s);
-        while (capacity && disk_index_count(ix) > capacity) {
-            disk_index_remove(ix, disk_index_victim(ix, row->t_s));
-            out->evicted++;
-        }
+        out->evicted += before + (n - hits) - disk_index_count(ix);
     }
     out->lookups_per_s = (double)lookups / (clock_now_s() - begin);
     out->hit_ratio = hit / (double)t->prompt_tokens;

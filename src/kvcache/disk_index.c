@@ -265,6 +265,19 @@ int32_t disk_index_victim(const struct disk_index *ix, double now)
     return best;
 }
 
+uint32_t disk_index_replay(struct disk_index *ix, const struct hash128 *chain, uint32_t n,
+                           uint32_t capacity, double now)
+{
+    static const struct hash128 root = {0, 0};
+    uint32_t hits = disk_index_match(ix, chain, n);
+    for (uint32_t i = hits; i < n; i++)
+        disk_index_insert(ix, chain[i], i ? chain[i - 1] : root, 0, 0, now);
+    disk_index_touch(ix, chain, hits, n, now);
+    while (capacity && disk_index_count(ix) > capacity)
+        disk_index_remove(ix, disk_index_victim(ix, now));
+    return hits;
+}
+
 double disk_index_last(const struct disk_index *ix, int32_t page)
 {
     return ix->entry[page].last;

@@ -54,6 +54,11 @@ int32_t disk_index_victim(const struct disk_index *ix, double now);
  * to be used again. The oldest in this sense goes first. */
 double disk_index_age(const struct disk_index *ix, int32_t page, double now);
 
+/* A prompt of n full pages goes through a cache of `capacity` pages (0: no bound): what is there is
+ * found, the rest is entered, and the policy's victims go. Returns the pages found. For replays. */
+uint32_t disk_index_replay(struct disk_index *ix, const struct hash128 *chain, uint32_t n,
+                           uint32_t capacity, double now);
+
 double disk_index_last(const struct disk_index *ix, int32_t page); /* time of the last use */
 uint32_t disk_index_place(const struct disk_index *ix, int32_t page);
 uint32_t disk_index_slot(const struct disk_index *ix, int32_t page);

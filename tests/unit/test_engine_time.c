@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_engine_time.c - predictions of runs from a host file with round numbers, against what can be
  * counted by hand. Alone: make unit-engine_time. */
 #include <setjmp.h>

@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_forecast.c - forecasters on a noisy daily wave; node plans. Alone: make unit-forecast. */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_hardware.c - hardware files: every committed one reads, units convert, errors name file,
  * line, key and numbers. Alone: make unit-hardware.
  */

@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_sim.c - the simulation against what can be worked out by hand. Alone: make unit-sim. */
 #include <setjmp.h>
 #include <stdarg.h>

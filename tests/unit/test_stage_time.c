@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_stage_time.c - the stage-time and unit model against what it is made from: the ISCA'25
  * network bound, measured kernels, both traces; counting of destination nodes against a
  * simulation; monotony, table interpolation, memory, errors. No end-to-end throughput is a target

@@ -1,4 +1,4 @@
-/* links: core cluster balance schedule checkpoint config account */
+/* links: core cluster balance schedule kvcache checkpoint config account */
 /* test_workload.c - tables, fit, curve, traces. Alone: make unit-workload. */
 #include <setjmp.h>
 #include <stdarg.h>
