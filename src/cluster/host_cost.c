@@ -184,7 +184,7 @@ static void add_group(const struct host_view *v, const struct host_weights *w, d
     double panels = panels_of(v->s, w), blocks = ceil(m / block_rows), rows = m / blocks;
     double depth = ceil((double)w->k / DEPTH);
     /* The first rows bring the weights in; the other blocks of rows find them in a cache. */
-    double us = panels * panel_us(v, w, rows, v->cold);
+    double us = panels * panel_us(v, w, rows, v->cold) + v->cold * g->cold_call;
     if (blocks > 1) us += (blocks - 1) * panels * panel_us(v, w, rows, 0);
     out->each += groups * blocks * depth * at_rows(g->pack, rows);
     out->us += groups * us;

@@ -39,7 +39,9 @@ struct list_key {
         LIST("gemm_" name ".panel", gemm[t].panel, SPEED_ROWS, "us more for a panel"),             \
         LIST("gemm_" name ".pack", gemm[t].pack, SPEED_ROWS,                                       \
              "us to pack 128 columns of the rows"),                                                \
-        LIST("gemm_" name ".call", gemm[t].call, 1, "us of a product besides")
+        LIST("gemm_" name ".call", gemm[t].call, 1, "us of a product besides"),                    \
+        LIST("gemm_" name ".cold_call", gemm[t].cold_call, 1,                                      \
+             "us more to begin on a matrix that is in memory")
 #define ROWS(name, op) \
     LIST("rows." name, rows[op], SPEED_COEFS, "us: call, row, element, element far away")
 #define ENGINE(k, text) LIST("engine." #k, engine.k, 1, text)

@@ -69,6 +69,7 @@ struct speed_gemm {
     double panel[SPEED_ROWS];              /* us more for each panel: output */
     double pack[SPEED_ROWS];               /* us for each 128-deep block of activations */
     double call;                           /* us of a product besides */
+    double cold_call; /* us more of a product whose weights come from memory: the first lines */
 };
 
 struct host_speed {

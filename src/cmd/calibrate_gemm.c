@@ -21,9 +21,9 @@ struct product {
     struct amat a;
     char *pool;   /* [count] packed matrices */
     size_t bytes; /* of one */
-    void *rows;     /* behind a */
+    void *rows;   /* behind a */
     float *scale;
-    int count, next, m, n;
+    int count, next, stride, m, n;
     float *c;
 };
 
@@ -32,7 +32,7 @@ static void product_run(void *arg)
     struct product *p = arg;
     struct wmat w = p->w;
     w.data = p->pool + (size_t)p->next * p->bytes;
-    p->next = p->next + 1 < p->count ? p->next + 1 : 0;
+    p->next = (p->next + p->stride) % p->count;
     p->k->gemm(&p->lane, p->m, &p->a, &w, p->c, p->n);
 }
 
@@ -68,7 +68,7 @@ static enum status fill_rows(struct product *p, enum dtype type, int k)
 static enum status product_make(const struct calibration *c, enum dtype type, int n, int k,
                                 size_t pool_bytes, struct product *p)
 {
-    *p = (struct product){.k = &c->k, .n = n, .m = 1};
+    *p = (struct product){.k = &c->k, .n = n, .m = 1, .stride = 1};
     cal_lane(&p->lane, 1);
     p->bytes = (c->k.gemm_packed_bytes(type, &n, 1, k) + 63) / 64 * 64;
     p->count = pool_bytes > p->bytes ? (int)(pool_bytes / p->bytes) : 1;
@@ -215,6 +215,25 @@ static enum status measure_type(struct calibration *c, enum dtype type)
     return st;
 }
 
+/* The first lines of a matrix that is nowhere near: small matrices here and there in memory. */
+static enum status measure_cold_call(struct calibration *c, enum dtype type)
+{
+    struct speed_gemm *g = &c->speed.gemm[type];
+    int threads = cal_threads(c, SPEED_ALL);
+    struct team *t = malloc(sizeof *t);
+    if (!t) return error_set(ERR_RESOURCE, "calibrate: out of memory");
+    enum status st = team_make(c, type, c->speed.panel[type], BLOCK_K,
+                               footprint_mb[SPEED_FOOTPRINTS - 1], threads, t);
+    for (int i = 0; i < threads && st == OK; i++) t->p[i].stride = t->p[i].count / 8 * 5 + 1;
+    if (st == OK) {
+        double us = team_time(c, t, 1, threads);
+        g->cold_call = fmax(0, us - g->call - g->cold[SPEED_ALL][0] - g->panel[0] - g->pack[0]);
+    }
+    team_free(t);
+    free(t);
+    return st;
+}
+
 /* ---- between cache and memory ---------------------------------------------------------------- */
 
 static enum status measure_footprints(struct calibration *c)
@@ -268,6 +287,9 @@ enum status cal_products(struct calibration *c)
         c->speed.panel[t] = gemm_panel_rows(c->k.isa, (enum dtype)t);
     if (c->cores > 1) c->speed.fork[SPEED_ONE] = fork_us(c, 2);
     c->speed.fork[SPEED_ALL] = c->cores > 2 ? fork_us(c, c->cores) : c->speed.fork[SPEED_ONE];
-    for (int t = 0; t < SPEED_TYPES; t++) TRY(measure_type(c, (enum dtype)t));
+    for (int t = 0; t < SPEED_TYPES; t++) {
+        TRY(measure_type(c, (enum dtype)t));
+        TRY(measure_cold_call(c, (enum dtype)t));
+    }
     return measure_footprints(c);
 }
