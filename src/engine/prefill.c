@@ -35,6 +35,11 @@ static bool admit(struct rank *r, struct sequence *s)
     return true;
 }
 
+static uint32_t pages_to_have(const struct rank *r)
+{
+    return r->pool.n_free + (r->use_prefix ? prefix_index_evictable(&r->prefix) : 0);
+}
+
 bool rank_can_prefill(struct rank *r)
 {
     struct sequence *s = r->queue.head;
@@ -44,8 +49,8 @@ bool rank_can_prefill(struct rank *r)
     /* A mixed rank whose pages are all in use decodes until some come back. */
     if (r->swapped.n) return r->active.n + r->waiting.n == 0;
     uint32_t need = pages_for((uint32_t)s->p.n_prompt, (uint32_t)r->job->kv.page_tokens);
-    uint32_t have = r->pool.n_free + (r->use_prefix ? prefix_index_evictable(&r->prefix) : 0);
-    return have >= need;
+    return pages_to_have(r) >= need ||
+           (r->disk && rank_disk_make_room(r) && pages_to_have(r) >= need);
 }
 
 /* Rows of one piece into a micro-batch. */

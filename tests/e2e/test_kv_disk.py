@@ -175,6 +175,21 @@ def test_killed_while_writing(jobs, without, tokens, tmp_path):
     assert not segments(folder, ".open") and len(segments(folder)) >= 2
 
 
+def test_stopped_and_resumed(jobs, tmp_path):
+    folder = tmp_path / "kv"
+    lines = some_lines(count=2000, seed=5)
+    expected = jobs.run(1, job_with(jobs, lines, None)).ok().fixed()
+    job = job_with(jobs, lines, folder)
+    run = Background(jobs, 1, job)
+    run.wait_for_answers(50)
+    os.kill(run.process.pid, signal.SIGUSR1)
+    run.end(15)
+    assert run.code == 6, run.err
+    again = jobs.run(1, job, "--resume").ok()
+    assert again.fixed() == expected
+    assert not segments(folder, ".open")
+
+
 def test_two_jobs_at_once(jobs, tokens, without, tmp_path):
     folder = tmp_path / "kv"
     first = [job_with(jobs, tokens, folder, layout) for layout in
@@ -188,6 +203,24 @@ def test_two_jobs_at_once(jobs, tokens, without, tmp_path):
     for job in first:
         last.h5 = type(last.h5)(job["results"])
         assert last.fixed() == without.fixed()
+
+
+def test_keys(jobs, tokens, tmp_path):
+    job = job_with(jobs, tokens, tmp_path / "kv", write="reused")
+    first = jobs.run(1, job, "--dump-config").ok().out
+    assert f"  disk:\n    dir: {tmp_path / 'kv'}\n    bytes: " in first
+    assert "    write: reused\n" in first
+    assert jobs.run(1, first, "--dump-config").ok().out == first
+    changed = jobs.run(1, first, "--dump-config", "--set", "kv.disk.write=all").ok().out
+    assert changed == first.replace("write: reused", "write: all")
+
+
+def test_small_pool(jobs, tokens, without, tmp_path):
+    """Few pages: fetches wait for room, and what waits gives way."""
+    for _ in range(2):
+        job = job_with(jobs, tokens, tmp_path / "kv")
+        job["kv"]["pages_per_rank"] = 40
+        assert jobs.run(1, job).ok().fixed() == without.fixed()
 
 
 def test_mistakes_are_named(jobs, tokens, tmp_path):
