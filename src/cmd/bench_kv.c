@@ -144,8 +144,8 @@ static enum status open_store(struct bench *b)
 {
     struct disk_store_config c = {
         .dir = b->folder,
-        .bytes = (uint64_t)(4 * b->o->bytes) + (64u << 20),
-        .segment_bytes = 256u << 20,
+        .bytes = (uint64_t)(4 * b->o->bytes) + (2048ull << 20),
+        .segment_bytes = 512u << 20,
         .shape = {{1, 2}, TOKENS, b->page_bytes},
         .io = b->o->io,
         .gather = gather,
@@ -233,17 +233,18 @@ static double read_pages(struct bench *b, uint32_t first, uint32_t n, bool verif
 }
 
 /* fio's MB/s for the same folder, block size, depth and direct I/O; 0 without fio. */
-static double fio_rate(const struct bench *b, bool write, bool direct)
+static double fio_rate(const struct bench *b, bool write, const struct disk_stats *st)
 {
     enum { READ_FIELD = 6, WRITE_FIELD = 47 }; /* of the terse format, version 3: KiB/s */
     struct disk_shape shape = {{1, 2}, TOKENS, b->page_bytes};
     char command[8192], line[8192] = "";
     snprintf(command, sizeof command,
              "fio --name=kv --directory='%s' --filename=fio.tmp --rw=%s --bs=%zu --size=%zu "
-             "--direct=%d --ioengine=%s --iodepth=%d --end_fsync=%d --minimal 2>/dev/null",
+             "--direct=%d --ioengine=%s --iodepth=%u --end_fsync=%d --minimal 2>/dev/null",
              b->folder, write ? "write" : "read", disk_stride(&shape),
-             (size_t)b->pages * disk_stride(&shape), direct ? 1 : 0,
-             b->o->io && !strcmp(b->o->io, "threads") ? "posixaio" : "io_uring", DEPTH, write);
+             (size_t)b->pages * disk_stride(&shape), st->direct ? 1 : 0,
+             b->o->io && !strcmp(b->o->io, "threads") ? "posixaio" : "io_uring", st->depth,
+             write);
     FILE *f = popen(command, "r"); /* NOLINT(cert-env33-c): a benchmark's own baseline */
     if (!f) return 0;
     bool ok = fgets(line, sizeof line, f) != NULL;
@@ -275,11 +276,12 @@ static enum status throughput(struct bench *b)
         return error_set(ERR_INVALID, "bench kv: %llu of %u pages were read wrong, %llu dropped",
                          (unsigned long long)b->wrong, b->pages,
                          (unsigned long long)st.dropped_pages);
-    printf("# %u pages of %zu bytes verified; %s, %s I/O\n", b->pages, b->page_bytes, st.io,
-           st.direct ? "direct" : "buffered (the page cache helps)");
+    printf("# %u pages of %zu bytes verified; %s, %u at once, %s I/O; fio with the same\n",
+           b->pages, b->page_bytes, st.io, st.depth,
+           st.direct ? "direct" : "buffered (page cache)");
     double read = read_pages(b, 0, b->pages, false);
-    print_rate("write", mb, wrote, b->o->fio ? fio_rate(b, true, st.direct) : 0);
-    print_rate("read", mb, read, b->o->fio ? fio_rate(b, false, st.direct) : 0);
+    print_rate("write", mb, wrote, b->o->fio ? fio_rate(b, true, &st) : 0);
+    print_rate("read", mb, read, b->o->fio ? fio_rate(b, false, &st) : 0);
     return OK;
 }
 

@@ -14,7 +14,7 @@
 
 enum { WRITE_QUEUE = 256, BUFFERS_MIN = 4, BUFFERS_MAX = 32 };
 #define BUFFER_BYTES ((size_t)64 << 20)
-#define SEGMENT_BYTES_MAX ((uint64_t)256 << 20)
+#define SEGMENT_BYTES_MAX ((uint64_t)512 << 20)
 
 double disk_now(const struct disk_store *s)
 {
@@ -267,6 +267,7 @@ void disk_store_stats(struct disk_store *s, struct disk_stats *out)
         if (s->segment[i] && !s->segment[i]->foreign) out->segments++;
     out->io = s->backend->name;
     out->direct = s->direct;
+    out->depth = s->n_buffers;
     pthread_mutex_unlock(&s->mutex);
 }
 

@@ -83,6 +83,7 @@ struct disk_stats {
     uint64_t moved_pages;       /* of evicted segments, too young to go: written again */
     const char *io;             /* back-end */
     bool direct;                /* with O_DIRECT */
+    unsigned depth;             /* reads and writes at once */
 };
 
 struct disk_store;
