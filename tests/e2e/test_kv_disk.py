@@ -5,6 +5,7 @@ Alone: python3 -m pytest tests/e2e/test_kv_disk.py
 """
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -43,6 +44,13 @@ def without(shared_jobs, tokens):
     return shared_jobs.run(1, job_with(shared_jobs, tokens, None)).ok()
 
 
+@pytest.fixture(scope="module")
+def filled(shared_jobs, tokens):
+    """A folder as one job leaves it, and its run; tests take copies."""
+    folder = shared_jobs.folder / "filled"
+    return folder, shared_jobs.run(1, job_with(shared_jobs, tokens, folder)).ok()
+
+
 def figures(run):
     """Sums over the ranks of the disk tier's columns."""
     ranks = run.values("ranks")
@@ -53,8 +61,9 @@ def segments(folder, suffix=".seg"):
     return sorted(p for p in folder.iterdir() if p.name.endswith(suffix))
 
 
-def test_cold_then_warm(jobs, tokens, without, tmp_path):
-    cold = jobs.run(1, job_with(jobs, tokens, tmp_path / "kv")).ok()
+def test_cold_then_warm(jobs, tokens, without, filled, tmp_path):
+    cold = filled[1]
+    shutil.copytree(filled[0], tmp_path / "kv")
     warm = jobs.run(1, job_with(jobs, tokens, tmp_path / "kv")).ok()
     assert cold.fixed() == warm.fixed() == without.fixed()
     assert figures(cold)["hit_pages"] == 0 < figures(cold)["written_pages"]
@@ -90,9 +99,8 @@ def test_other_layouts_share_it(jobs, tokens, without, tmp_path, ranks, layout):
     assert again.fixed() == without.fixed() and figures(again)["hit_pages"] > 0
 
 
-def test_damaged_pages_are_misses(jobs, tokens, without, tmp_path):
-    folder = tmp_path / "kv"
-    cold = jobs.run(1, job_with(jobs, tokens, folder)).ok()
+def test_damaged_pages_are_misses(jobs, tokens, without, filled, tmp_path):
+    folder, cold = shutil.copytree(filled[0], tmp_path / "kv"), filled[1]
     (segment,) = segments(folder)
     data = bytearray(segment.read_bytes())
     pages = figures(cold)["written_pages"]
@@ -112,9 +120,8 @@ def test_damaged_pages_are_misses(jobs, tokens, without, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [100, BLOCK + 5, 20 * BLOCK + 9])
-def test_truncated_segment(jobs, tokens, without, tmp_path, keep):
-    folder = tmp_path / "kv"
-    jobs.run(1, job_with(jobs, tokens, folder)).ok()
+def test_truncated_segment(jobs, tokens, without, filled, tmp_path, keep):
+    folder = shutil.copytree(filled[0], tmp_path / "kv")
     (segment,) = segments(folder)
     os.truncate(segment, keep)
     warm = jobs.run(1, job_with(jobs, tokens, folder)).ok()
@@ -143,9 +150,8 @@ def test_write_modes(jobs, tokens, without, tmp_path):
     assert 0 < figures(some)["written_pages"] < figures(every)["written_pages"]
 
 
-def test_two_models_share_a_folder(jobs, tokens, without, tmp_path):
-    folder = tmp_path / "kv"
-    jobs.run(1, job_with(jobs, tokens, folder)).ok()
+def test_two_models_share_a_folder(jobs, tokens, without, filled, tmp_path):
+    folder = shutil.copytree(filled[0], tmp_path / "kv")
     other = job_with(jobs, tokens, folder) | {"numerics": "fp32"}
     plain = job_with(jobs, tokens, None) | {"numerics": "fp32"}
     expected = jobs.run(1, plain).ok().fixed()
