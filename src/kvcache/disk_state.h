@@ -1,6 +1,6 @@
 /* disk_state.h - the store's struct, shared by disk_store.c (the caller's side), disk_pages.c (the
- * thread that reads and writes pages) and disk_keeper.c (the thread that looks after the folder).
- * Private to disk_store.
+ * thread that reads and writes pages), disk_keeper.c and disk_evict.c (the thread that looks after
+ * the folder). Private to disk_store.
  *
  * One mutex guards index, segments' counters, queues and statistics; nobody holds it over a system
  * call that may wait for a disk. Segments are added and removed by the keeper alone, except that
@@ -117,6 +117,19 @@ int disk_open_file(struct disk_store *s, const char *name, int flags);
 
 /* Queues a page of an evicted segment to be written again; takes the record. */
 void disk_queue_moved(struct disk_store *s, const struct disk_key *key, char *record, double last);
+
+/* ---- disk_evict.c: the keeper's thread ---- */
+/* The rows enter the index; under the mutex. */
+void disk_index_rows(struct disk_store *s, uint32_t number, double when);
+/* Of sealed segments; under the mutex. */
+uint64_t disk_total_bytes(const struct disk_store *s);
+/* Room for `need` more bytes beside `dying` ones that are just being evicted; holding the folder's
+ * lock, after a look at it, without the mutex. */
+bool disk_make_room(struct disk_store *s, uint64_t need, uint64_t dying);
+
+/* ---- disk_keeper.c, for disk_evict.c ---- */
+void *disk_blocks(size_t bytes); /* aligned for direct I/O; free() */
+bool disk_read_all(int fd, void *out, size_t bytes, uint64_t at);
 
 /* ---- threads ---- */
 void *disk_pages_thread(void *store);
