@@ -183,10 +183,10 @@ void attend_decode(struct lane *lane, const struct mla_decode_args *a,
     if (units < lane->threads && any_long(a)) {
         size_t tiles = sizeof(struct attend_tile) * (size_t)lane->threads;
         char *memory = lane_scratch(lane, tiles + sizeof(struct merged));
-        struct round round = {.a = a, .micro = micro, .width = lane->threads};
-        round.tile = (struct attend_tile *)(void *)memory;
-        round.sum = (struct merged *)(void *)(memory + tiles);
         if (memory) {
+            struct round round = {.a = a, .micro = micro, .width = lane->threads};
+            round.tile = (struct attend_tile *)(void *)memory;
+            round.sum = (struct merged *)(void *)(memory + tiles);
             decode_by_parts(lane, &round, units);
             return;
         }

@@ -310,7 +310,7 @@ static double fault_us(struct calibration *c)
 
 enum status cal_engine(struct calibration *c)
 {
-    struct folder f;
+    struct folder f = {0};
     double x[JOBS][SPEED_COEFS], rest[JOBS], scale[JOBS];
     enum status st = c->rank == 0 ? folder_make(&f) : OK;
     MPI_Bcast(&st, (int)sizeof st, MPI_BYTE, 0, MPI_COMM_WORLD);

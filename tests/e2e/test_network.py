@@ -59,7 +59,7 @@ def test_slow_link(jobs, hosts):
 
 def test_slow_rank(jobs):
     """A rank that is stopped half of the time: it is named, and no link."""
-    run = Background(jobs, 4, steady(jobs, 900, mixed={"ep": 4, "max_batch": 16}))
+    run = Background(jobs, 4, steady(jobs, 2500, mixed={"ep": 4, "max_batch": 16}))
     run.wait_for_answers(1)
     victim = run.ranks()[2]
     while run.process.poll() is None:

@@ -239,7 +239,7 @@ static void test_any_order(void **state)
     (void)state;
     enum { ROWS = 5000 };
     static int64_t offsets[ROWS + 1], max_tokens[ROWS];
-    static char ids[ROWS][8];
+    static char ids[ROWS][16];
     char *path = new_path();
     for (int i = 0; i < ROWS; i++) {
         max_tokens[i] = 1 + i % 9;
