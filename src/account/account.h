@@ -16,11 +16,11 @@ struct account_prices {
 };
 
 struct account_usage {
-    double gpu_seconds;   /* ranks x seconds, all attempts of the job together */
-    double wall_s;        /* the time that the rates below divide by */
-    double ranks;         /* mean number of ranks over wall_s */
-    double nodes;         /* mean number of nodes over wall_s */
-    double hit_tokens;    /* of answered requests only; a failed request earns nothing */
+    double gpu_seconds; /* ranks x seconds, all attempts of the job together */
+    double wall_s;      /* the time that the rates below divide by */
+    double ranks;       /* mean number of ranks over wall_s */
+    double nodes;       /* mean number of nodes over wall_s */
+    double hit_tokens;  /* of answered requests only; a failed request earns nothing */
     double miss_tokens;
     double output_tokens;
 };
@@ -30,15 +30,15 @@ struct account {
     double hit_tokens, miss_tokens, output_tokens;
     double cost_usd;
     double revenue_hit_usd, revenue_miss_usd, revenue_output_usd;
-    double revenue_usd; /* the sum of the three */
-    double profit_usd;  /* revenue - cost */
-    double margin_on_cost;            /* profit / cost, 1 = 100 %; NaN when cost is 0 */
-    double gross_margin;              /* profit / revenue; NaN when revenue is 0 */
-    double input_tokens_per_s_rank;   /* hits included, over all ranks, NaN without time */
+    double revenue_usd;             /* the sum of the three */
+    double profit_usd;              /* revenue - cost */
+    double margin_on_cost;          /* profit / cost, 1 = 100 %; NaN when cost is 0 */
+    double gross_margin;            /* profit / revenue; NaN when revenue is 0 */
+    double input_tokens_per_s_rank; /* hits included, over all ranks, NaN without time */
     double input_tokens_per_s_node;
     double output_tokens_per_s_rank;
     double output_tokens_per_s_node;
-    double usd_cost_per_m_output;     /* whole cost / million output tokens; NaN without output */
+    double usd_cost_per_m_output; /* whole cost / million output tokens; NaN without output */
 };
 
 struct account account_compute(const struct account_usage *usage,

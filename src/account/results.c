@@ -15,11 +15,11 @@ struct results_file {
     hid_t file;
     char *path, *tmp;
     struct results_shape shape;
-    int64_t next;                /* index of the next request */
-    int64_t outputs, prompts;    /* values in /outputs/tokens, /outputs/prompt_logprobs */
+    int64_t next;             /* index of the next request */
+    int64_t outputs, prompts; /* values in /outputs/tokens, /outputs/prompt_logprobs */
     struct column column[REQUEST_COLUMNS];
     size_t request_bytes;
-    char *row;                   /* one packed row of /requests */
+    char *row; /* one packed row of /requests */
     struct table tables[TABLE_COUNT];
     struct table requests, tokens, offsets, logprobs, prompt_logprobs, prompt_offsets;
 };
@@ -281,12 +281,13 @@ enum status results_commit(struct results_file *f)
 {
     enum status st = OK;
     if (f->next != f->shape.requests)
-        st = error_set(ERR_BUG, "results: %lld of %lld requests were written",
-                       (long long)f->next, (long long)f->shape.requests);
+        st = error_set(ERR_BUG, "results: %lld of %lld requests were written", (long long)f->next,
+                       (long long)f->shape.requests);
     if (st == OK) st = table_put_int_attr(f->file, "schema_version", RESULTS_SCHEMA_VERSION);
     if (st == OK) st = flush_all(f);
     release(f);
-    if (st == OK && H5Fclose(f->file) < 0) st = table_hdf5_error(f->tmp);
+    if (st == OK && H5Fclose(f->file) < 0)
+        st = table_hdf5_error(f->tmp);
     else if (st != OK)
         H5Fclose(f->file);
     f->file = -1;

@@ -48,14 +48,14 @@ struct request_row {
     enum request_status status;
     enum finish_reason finish;
     int32_t prompt_tokens;
-    int32_t cached_tokens; /* of these found in the prefix cache, in memory or on disk */
+    int32_t cached_tokens;      /* of these found in the prefix cache, in memory or on disk */
     int32_t cached_tokens_disk; /* of these read from the disk tier for this request */
     int32_t output_tokens;
-    int32_t prefill_rank, decode_rank;                         /* world ranks, -1 = none */
+    int32_t prefill_rank, decode_rank;                          /* world ranks, -1 = none */
     double t_arrival, t_prefill_start, t_first_token, t_finish; /* s; NaN = did not happen */
-    const int32_t *tokens;         /* [output_tokens] */
-    const float *logprobs;         /* [output_tokens], NULL = not asked for */
-    const float *prompt_logprobs;  /* [prompt_tokens], first NaN; NULL = not asked for */
+    const int32_t *tokens;                                      /* [output_tokens] */
+    const float *logprobs;        /* [output_tokens], NULL = not asked for */
+    const float *prompt_logprobs; /* [prompt_tokens], first NaN; NULL = not asked for */
 };
 
 enum step_kind { STEP_PREFILL, STEP_DECODE };
@@ -66,15 +66,15 @@ struct step_row {
     char unit[RESULTS_UNIT_MAX]; /* "prefill0", "decode1", "mixed0" */
     int32_t attempt;
     int32_t microbatches;
-    int64_t step;           /* counted within unit and kind */
+    int64_t step;             /* counted within unit and kind */
     double t_start, duration; /* s */
-    int32_t requests;       /* with at least one token in the step */
-    int32_t tokens;         /* computed in the step, all ranks */
-    int32_t rounds;         /* all-to-all rounds, 1 unless receive buffers overflowed */
+    int32_t requests;         /* with at least one token in the step */
+    int32_t tokens;           /* computed in the step, all ranks */
+    int32_t rounds;           /* all-to-all rounds, 1 unless receive buffers overflowed */
     int32_t reserved;
     float attn_ms, dispatch_ms, mlp_ms, shared_ms, combine_ms, head_ms;
-    float exposed_comm_ms;  /* waited for communication with nothing to compute, mean of ranks */
-    float idle_ms;          /* rest of the duration, mean of ranks */
+    float exposed_comm_ms; /* waited for communication with nothing to compute, mean of ranks */
+    float idle_ms;         /* rest of the duration, mean of ranks */
     /* loads over the unit's ranks; max / mean is the load deviation */
     float attn_mean, attn_max;     /* attention work: (query, key) pairs */
     float kv_mean, kv_max;         /* KV pages in use */
@@ -92,13 +92,13 @@ struct rank_row {
     double compute_s, exposed_comm_s, idle_s;
     int64_t prefill_tokens, decode_tokens; /* computed by this rank */
     int64_t prefill_requests, decode_requests;
-    double attn_work;    /* (query, key) pairs */
+    double attn_work;                /* (query, key) pairs */
     int64_t kv_pages, kv_pages_peak; /* pool size, most in use at once */
-    int64_t moved_out;   /* times that a request gave up its pages for host memory */
-    int64_t expert_rows; /* rows through its routed experts */
-    int64_t memory_bytes; /* device memory held at the end: the next four */
+    int64_t moved_out;               /* times that a request gave up its pages for host memory */
+    int64_t expert_rows;             /* rows through its routed experts */
+    int64_t memory_bytes;            /* device memory held at the end: the next four */
     int64_t experts_bytes, kv_bytes, activation_bytes, alltoall_bytes;
-    int64_t planned_bytes; /* what the start of the job expected those four to be together */
+    int64_t planned_bytes;  /* what the start of the job expected those four to be together */
     int64_t resident_bytes; /* private memory of the process that the host has given it */
     /* disk tier (kv.disk), pages: read and used; looked for but not there; read but not as they
      * were written (misses too); written; not kept (writer behind, disk full) */
@@ -113,11 +113,11 @@ struct attempt_row {
     int32_t ranks, nodes;
     int32_t reserved;
     char start_utc[24], end_utc[24];
-    char outcome[16];   /* "complete", "interrupted", "killed" (no end was journalled), "running" */
+    char outcome[16]; /* "complete", "interrupted", "killed" (no end was journalled), "running" */
     char isa[16], transport[32];
-    char hosts[256];    /* "host1*8 host2*8", cut at the end */
+    char hosts[256];        /* "host1*8 host2*8", cut at the end */
     double t_start, wall_s; /* s; for a killed attempt up to its last journalled sign of life */
-    double gpu_s;       /* ranks x wall_s */
+    double gpu_s;           /* ranks x wall_s */
     int64_t requests_finished;
     int64_t prefill_tokens, decode_tokens;           /* computed */
     int64_t prefill_tokens_lost, decode_tokens_lost; /* of these for requests it did not finish */
@@ -168,10 +168,10 @@ struct results_attr {
 
 /* What must be known before the first row. */
 struct results_shape {
-    int64_t requests;        /* rows in /requests */
-    int32_t id_bytes;        /* longest custom_id, at most RESULTS_ID_MAX */
-    int32_t error_bytes;     /* longest error */
-    bool logprobs;           /* some request has them: write /outputs/logprobs */
+    int64_t requests;    /* rows in /requests */
+    int32_t id_bytes;    /* longest custom_id, at most RESULTS_ID_MAX */
+    int32_t error_bytes; /* longest error */
+    bool logprobs;       /* some request has them: write /outputs/logprobs */
     bool prompt_logprobs;
 };
 

@@ -7,8 +7,7 @@
 #include "account/table.h"
 
 /* Opens /experts/load of path; *rows = how many. */
-static enum status open_load(const char *path, hid_t *file, hid_t *set, hid_t *type,
-                             hsize_t *rows)
+static enum status open_load(const char *path, hid_t *file, hid_t *set, hid_t *type, hsize_t *rows)
 {
     *file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (*file < 0)
@@ -45,8 +44,9 @@ static enum status read_load(const char *path, hid_t set, hsize_t n, struct expe
     hid_t memory = table_row_type(s->columns, s->n, s->row_bytes);
     herr_t rc = n ? H5Dread(set, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows) : 0;
     H5Tclose(memory);
-    return rc < 0 ? error_set(ERR_INPUT, "experts.load: cannot read /experts/load of %s: the file "
-                                         "is damaged",
+    return rc < 0 ? error_set(ERR_INPUT,
+                              "experts.load: cannot read /experts/load of %s: the file "
+                              "is damaged",
                               path)
                   : OK;
 }

@@ -7,7 +7,10 @@
 #define F32(row, field, units) COLUMN(row, field, #field, units, COLUMN_F32)
 #define F64(row, field, units) COLUMN(row, field, #field, units, COLUMN_F64)
 #define TEXT(row, field) COLUMN(row, field, #field, "text", COLUMN_TEXT)
-#define SCHEMA(name, row, columns) {name, columns, sizeof(columns) / sizeof *(columns), sizeof(row)}
+#define SCHEMA(name, row, columns)                                      \
+    {                                                                   \
+        name, columns, sizeof(columns) / sizeof *(columns), sizeof(row) \
+    }
 
 static const struct column step_columns[] = {
     TEXT(struct step_row, unit),
@@ -115,10 +118,8 @@ static const struct column load_columns[] = {
 };
 
 static const struct column placement_columns[] = {
-    TEXT(struct placement_row, unit),
-    I32(struct placement_row, layer, "id"),
-    I32(struct placement_row, slot, "id"),
-    I32(struct placement_row, expert, "id"),
+    TEXT(struct placement_row, unit),      I32(struct placement_row, layer, "id"),
+    I32(struct placement_row, slot, "id"), I32(struct placement_row, expert, "id"),
     I32(struct placement_row, rank, "id"),
 };
 
@@ -153,8 +154,7 @@ static const struct column throughput_columns[] = {
 
 #define ACCOUNT(field, units) \
     COLUMN(struct account_file_row, account.field, #field, units, COLUMN_F64)
-#define PRICE(field, units) \
-    COLUMN(struct account_file_row, prices.field, #field, units, COLUMN_F64)
+#define PRICE(field, units) COLUMN(struct account_file_row, prices.field, #field, units, COLUMN_F64)
 static const struct column account_columns[] = {
     ACCOUNT(gpu_seconds, "s"),
     PRICE(usd_per_gpu_hour, "USD/h"),
@@ -192,15 +192,22 @@ const struct table_schema results_tables[TABLE_COUNT] = {
 };
 
 static const struct column request_template[REQUEST_COLUMNS] = {
-    {"custom_id", "text", COLUMN_TEXT, 0, 0},     {"status", "text", COLUMN_TEXT, 0, 8},
-    {"error", "text", COLUMN_TEXT, 0, 0},         {"finish_reason", "text", COLUMN_TEXT, 0, 8},
-    {"prompt_tokens", "tokens", COLUMN_I32, 0, 4}, {"cached_tokens", "tokens", COLUMN_I32, 0, 4},
+    {"custom_id", "text", COLUMN_TEXT, 0, 0},
+    {"status", "text", COLUMN_TEXT, 0, 8},
+    {"error", "text", COLUMN_TEXT, 0, 0},
+    {"finish_reason", "text", COLUMN_TEXT, 0, 8},
+    {"prompt_tokens", "tokens", COLUMN_I32, 0, 4},
+    {"cached_tokens", "tokens", COLUMN_I32, 0, 4},
     {"cached_tokens_memory", "tokens", COLUMN_I32, 0, 4},
     {"cached_tokens_disk", "tokens", COLUMN_I32, 0, 4},
-    {"output_tokens", "tokens", COLUMN_I32, 0, 4}, {"output_offset", "tokens", COLUMN_I64, 0, 8},
-    {"prefill_rank", "id", COLUMN_I32, 0, 4},     {"decode_rank", "id", COLUMN_I32, 0, 4},
-    {"t_arrival", "s", COLUMN_F64, 0, 8},         {"t_prefill_start", "s", COLUMN_F64, 0, 8},
-    {"t_first_token", "s", COLUMN_F64, 0, 8},     {"t_finish", "s", COLUMN_F64, 0, 8},
+    {"output_tokens", "tokens", COLUMN_I32, 0, 4},
+    {"output_offset", "tokens", COLUMN_I64, 0, 8},
+    {"prefill_rank", "id", COLUMN_I32, 0, 4},
+    {"decode_rank", "id", COLUMN_I32, 0, 4},
+    {"t_arrival", "s", COLUMN_F64, 0, 8},
+    {"t_prefill_start", "s", COLUMN_F64, 0, 8},
+    {"t_first_token", "s", COLUMN_F64, 0, 8},
+    {"t_finish", "s", COLUMN_F64, 0, 8},
 };
 
 size_t request_columns(int id_bytes, int error_bytes, struct column out[REQUEST_COLUMNS])

@@ -62,7 +62,7 @@ struct unit {
     double *error;                /* [n] s its standard error, ranks taken to see the same */
     double *scratch;              /* [n] */
     int n;
-    double step_s;                /* mean time in steps */
+    double step_s; /* mean time in steps */
 };
 
 static int member(const struct unit *u, int rank)

@@ -28,23 +28,23 @@ enum { STUDY_TEXT = 512 };
 
 /* A minute or an hour. Rates over the row's own time. */
 struct study_period_row {
-    double t_start;       /* since the start of the day */
+    double t_start; /* since the start of the day */
     double hour_of_day;
     int32_t prefill_units, decode_units; /* paid for at its end */
     double prefill_nodes, decode_nodes;  /* paid for, mean */
-    double lent_nodes;      /* of the largest deployment, free for other work; mean */
-    double published_nodes; /* NaN: none */
+    double lent_nodes;                   /* of the largest deployment, free for other work; mean */
+    double published_nodes;              /* NaN: none */
     int64_t requests, sessions, finished;
     int64_t hit_tokens, miss_tokens, output_tokens;
     int64_t queued_requests; /* prefill_queue + decode_waiting, at its end */
     int64_t prefill_queue, prefill_queue_tokens, decode_waiting, decode_running;
     int64_t kv_pages, cache_pages, moved_requests;
-    double kv_occupancy;    /* of the pages of the units paid for, 0..1, at its end */
+    double kv_occupancy; /* of the pages of the units paid for, 0..1, at its end */
     double prefill_utilisation, decode_utilisation; /* share of paid unit time inside steps */
-    int64_t preempted_requests, on_host; /* pages to host memory; there at its end */
-    double prefill_imbalance, decode_imbalance; /* of expert load, busiest rank / mean; mean */
+    int64_t preempted_requests, on_host;            /* pages to host memory; there at its end */
+    double prefill_imbalance, decode_imbalance;     /* of expert load, busiest rank / mean; mean */
     double prefill_imbalance_unplanned, decode_imbalance_unplanned; /* had the first plan stayed */
-    double kv_per_output;   /* tokens of context read for an output token, mean */
+    double kv_per_output; /* tokens of context read for an output token, mean */
     double ttft_mean_s, ttft_p50_s, ttft_p90_s, ttft_p99_s;
     double tpot_mean_s, tpot_p50_s, tpot_p90_s, tpot_p99_s;
     double input_tokens_per_s_node, output_tokens_per_s_node; /* of the role's own nodes */
@@ -56,42 +56,42 @@ struct study_unit_row {
     char unit[24];
     int32_t hour, reserved;
     int64_t requests, tokens, steps;
-    double busy_s;          /* inside steps */
+    double busy_s; /* inside steps */
 };
 
 struct study_figure_row {
     char figure[64], units[24];
     double published, published_high, predicted, error; /* error: relative; 0 within the range */
-    double tolerance;       /* NaN: none asked */
+    double tolerance;                                   /* NaN: none asked */
 };
 
 struct study_sweep_row {
-    int32_t point, feasible;     /* feasible: 0 with the reason in `reason` */
-    char values[STUDY_TEXT];     /* "decode.ep=144 decode.max_batch=64" */
+    int32_t point, feasible; /* feasible: 0 with the reason in `reason` */
+    char values[STUDY_TEXT]; /* "decode.ep=144 decode.max_batch=64" */
     char reason[STUDY_TEXT];
     int32_t prefill_ep, decode_ep, prefill_units, decode_units;
-    double batch;                /* decode requests a GPU */
+    double batch; /* decode requests a GPU */
     double tpot_s, ttft_s;
     double tokens_per_s_request, decode_tokens_per_s_gpu, prefill_tokens_per_s_gpu;
-    double tokens_per_s_gpu;     /* output tokens over all GPUs, prefill included */
+    double tokens_per_s_gpu; /* output tokens over all GPUs, prefill included */
     double usd_per_m_output;
     double prefill_gpus_per_decode_gpu; /* that the workload asks for, or the deployment's */
     double margin_on_cost;
     int32_t meets_slo, best, pareto;
-    int32_t extrapolated;        /* an all-to-all lies beyond the measured sizes */
+    int32_t extrapolated; /* an all-to-all lies beyond the measured sizes */
 };
 
 struct study_batch_row {
-    char role[12], level[12];    /* prefill | decode, tables | calibrated */
-    int32_t load;                /* prefill: tokens a GPU and step; decode: requests a GPU */
-    int32_t fits;                /* decode: the KV cache holds so many */
+    char role[12], level[12]; /* prefill | decode, tables | calibrated */
+    int32_t load;             /* prefill: tokens a GPU and step; decode: requests a GPU */
+    int32_t fits;             /* decode: the KV cache holds so many */
     double step_s, exposed_s, tpot_s, tokens_per_s_request; /* NaN: prefill has none */
     double tokens_per_s_gpu, tokens_per_s_node;
 };
 
 struct study_stage_row {
     char role[12], level[12], stage[16], bound[12];
-    double us;                   /* of a micro-batch, the sum of the following */
+    double us; /* of a micro-batch, the sum of the following */
     double launch_us, memory_us, compute_us, network_us, latency_us, kernels_us;
 };
 

@@ -27,7 +27,7 @@ struct histogram {
 };
 
 void histogram_add(struct histogram *h, double value);
-double histogram_mean(const struct histogram *h);                /* NaN when empty */
+double histogram_mean(const struct histogram *h);               /* NaN when empty */
 double histogram_quantile(const struct histogram *h, double q); /* q in [0, 1]; NaN when empty */
 double histogram_edge(int bucket); /* its lower edge; bucket + 1 for the upper one */
 
@@ -45,10 +45,10 @@ struct summary {
     struct histogram ttft, tpot; /* s, of answered requests */
     int64_t ok, failed, pending;
     int64_t hit_tokens, miss_tokens, output_tokens; /* of answered requests */
-    int64_t hit_tokens_disk; /* of hit_tokens, read from the disk tier */
+    int64_t hit_tokens_disk;                        /* of hit_tokens, read from the disk tier */
     /* steps, by enum step_kind */
     int64_t steps[2], step_tokens[2];
-    double first_start[2], last_end[2], step_s[2]; /* s; step_s adds up over units */
+    double first_start[2], last_end[2], step_s[2];         /* s; step_s adds up over units */
     double deviation_sum[2][LOADS], deviation_s[2][LOADS]; /* max / mean of a step, weighted by
                                                               its duration */
     /* ranks of the last attempt */
@@ -82,8 +82,7 @@ void summary_add_attempt(struct summary *s, const struct attempt_row *row);
 /* Computes throughput, account and the verdict: VALID when every request ended (ok or failed). */
 void summary_finish(struct summary *s, const struct account_prices *prices);
 /* Makes the verdict INVALID; the first reason stays. After summary_finish(). */
-void summary_invalid(struct summary *s, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
+void summary_invalid(struct summary *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* max / mean load of a phase, weighted by step time; NaN without steps. */
 double summary_deviation(const struct summary *s, enum step_kind kind, enum summary_load load);

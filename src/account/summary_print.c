@@ -54,7 +54,8 @@ static void print_latency(const struct throughput_row *t, FILE *out)
 
 static void share(const struct spread *s, char buf[32])
 {
-    if (!s->n) snprintf(buf, 32, "-");
+    if (!s->n)
+        snprintf(buf, 32, "-");
     else
         snprintf(buf, 32, "%.1f / %.1f / %.1f", s->min * 100, s->sum / (double)s->n * 100,
                  s->max * 100);

@@ -128,7 +128,8 @@ enum status table_create(hid_t file, const char *name, const struct column *colu
     enum status st = create_set(file, name, stored, CHUNK_BYTES, &t);
     H5Tclose(stored);
     if (st == OK) st = put_units(t.set, columns, n);
-    if (st != OK) table_close(&t);
+    if (st != OK)
+        table_close(&t);
     else
         *out = t;
     return st;
@@ -142,7 +143,8 @@ enum status table_create_array(hid_t file, const char *name, enum column_type ty
     t.row_bytes = H5Tget_size(t.memory_type);
     enum status st = create_set(file, name, t.memory_type, ARRAY_CHUNK_BYTES, &t);
     if (st == OK) st = table_put_attr(t.set, "units", units);
-    if (st != OK) table_close(&t);
+    if (st != OK)
+        table_close(&t);
     else
         *out = t;
     return st;

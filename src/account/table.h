@@ -18,13 +18,15 @@ enum column_type { COLUMN_I32, COLUMN_I64, COLUMN_F32, COLUMN_F64, COLUMN_TEXT }
 struct column {
     const char *name, *units; /* units: "s", "tokens", "id", "text", "1" = a pure number */
     enum column_type type;
-    size_t offset;            /* in the row in memory */
-    size_t bytes;             /* COLUMN_TEXT only */
+    size_t offset; /* in the row in memory */
+    size_t bytes;  /* COLUMN_TEXT only */
 };
 
 /* Entry of a column array: COLUMN(struct row, field, "field", "units", COLUMN_I32). */
-#define COLUMN(row, field, name, units, type) \
-    {name, units, type, offsetof(row, field), sizeof(((row *)0)->field)}
+#define COLUMN(row, field, name, units, type)                              \
+    {                                                                      \
+        name, units, type, offsetof(row, field), sizeof(((row *)0)->field) \
+    }
 
 struct table {
     hid_t set, memory_type; /* memory_type: rows as they lie in memory */

@@ -73,16 +73,14 @@ void attend_block(const struct attend_micro *micro, struct attend_tile *t, int l
         int limit = limit0 + row0 * step;
         int most = clamp_keys(limit + (rows - 1) * step);
         if (most == 0) continue;
-        micro->scores(rows, round_up(most, ATTEND_PAD), t->dim_k, t->q + row0 * t->ldq, t->k,
-                      t->s);
+        micro->scores(rows, round_up(most, ATTEND_PAD), t->dim_k, t->q + row0 * t->ldq, t->k, t->s);
         group_softmax(micro, t, row0, rows, limit, step);
         group_values(micro, t, row0, rows, limit, step);
         if (poll) lane_poll(poll);
     }
 }
 
-void attend_finish(const struct attend_micro *micro, const struct attend_tile *t, int r,
-                   float *out)
+void attend_finish(const struct attend_micro *micro, const struct attend_tile *t, int r, float *out)
 {
     micro->scale_row(t->dim_v, 1.0f / t->l[r], t->o + r * t->ldo, out);
 }

@@ -14,10 +14,10 @@
 #include "device/kernels.h"
 
 enum {
-    ATTEND_ROWS = 64,  /* rows of a tile */
-    ATTEND_GROUP = 8,  /* rows that a product takes at once */
+    ATTEND_ROWS = 64, /* rows of a tile */
+    ATTEND_GROUP = 8, /* rows that a product takes at once */
     ATTEND_KEYS = ATTENTION_KEY_BLOCK,
-    ATTEND_PAD = 32    /* widths of products are rounded up to this */
+    ATTEND_PAD = 32 /* widths of products are rounded up to this */
 };
 
 /* One number of a packed operand, or two BF16 numbers that are multiplied together: neighbouring
@@ -28,14 +28,14 @@ union cell {
 };
 
 struct attend_tile {
-    union cell q[ATTEND_ROWS * ATTENTION_MAX_DIM_K];  /* [rows][depth] */
-    union cell k[ATTENTION_MAX_DIM_K * ATTEND_KEYS];  /* [depth][keys] */
-    union cell v[ATTEND_KEYS * ATTENTION_MAX_DIM_V];  /* [keys or pairs][ldo] */
-    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V];       /* [rows][ldo], not yet divided by l */
-    float s[ATTEND_GROUP * ATTEND_KEYS];              /* scores of a group */
-    union cell p[ATTEND_GROUP * ATTEND_KEYS];         /* its softmax weights */
-    float m[ATTEND_ROWS], l[ATTEND_ROWS];             /* running maximum and denominator */
-    const void *key_row[ATTEND_KEYS];                 /* where the block's keys lie */
+    union cell q[ATTEND_ROWS * ATTENTION_MAX_DIM_K]; /* [rows][depth] */
+    union cell k[ATTENTION_MAX_DIM_K * ATTEND_KEYS]; /* [depth][keys] */
+    union cell v[ATTEND_KEYS * ATTENTION_MAX_DIM_V]; /* [keys or pairs][ldo] */
+    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V];      /* [rows][ldo], not yet divided by l */
+    float s[ATTEND_GROUP * ATTEND_KEYS];             /* scores of a group */
+    union cell p[ATTEND_GROUP * ATTEND_KEYS];        /* its softmax weights */
+    float m[ATTEND_ROWS], l[ATTEND_ROWS];            /* running maximum and denominator */
+    const void *key_row[ATTEND_KEYS];                /* where the block's keys lie */
     const void *value_row[ATTEND_KEYS];
     int rows, dim_k, dim_v;
     int ldq, ldo; /* ldq: cells of a row of q; ldo: dim_v rounded up to ATTEND_PAD */
@@ -81,8 +81,8 @@ void attend_begin(struct attend_tile *tile);
 
 /* Adds a packed block (tile->k, tile->v) of which row r sees the first min(64, limit0 + r * step)
  * keys (none if that is not positive); step is 0 or 1. Polls the lane if `lane` is given. */
-void attend_block(const struct attend_micro *micro, struct attend_tile *tile, int limit0,
-                  int step, struct lane *poll);
+void attend_block(const struct attend_micro *micro, struct attend_tile *tile, int limit0, int step,
+                  struct lane *poll);
 
 /* Divides row r by its denominator. */
 void attend_finish(const struct attend_micro *micro, const struct attend_tile *tile, int r,

@@ -21,8 +21,8 @@ enum status attention_check_dims(int dim_nope, int dim_rope, int dim_v, int dim_
                          widest, dim_nope, dim_latent, dim_rope, ATTENTION_MAX_DIM_K);
     if (dim_v > ATTENTION_MAX_DIM_V || dim_latent > ATTENTION_MAX_DIM_V)
         return error_set(ERR_INPUT,
-                         "v_head_dim is %d and kv_lora_rank %d: attention takes at most %d",
-                         dim_v, dim_latent, ATTENTION_MAX_DIM_V);
+                         "v_head_dim is %d and kv_lora_rank %d: attention takes at most %d", dim_v,
+                         dim_latent, ATTENTION_MAX_DIM_V);
     return OK;
 }
 
@@ -36,14 +36,14 @@ const struct attend_micro *attend_micro_get(enum isa isa, enum dtype kv_type)
 }
 
 /* The table's functions carry no context, so each path has its pair of wrappers. */
-#define ATTENTION_PATH(path, isa)                                                        \
-    static void prefill_##path(struct lane *lane, const struct mla_prefill_args *args)   \
-    {                                                                                    \
-        attend_prefill(lane, args, attend_micro_get(isa, args->kv_type));                \
-    }                                                                                    \
-    static void decode_##path(struct lane *lane, const struct mla_decode_args *args)     \
-    {                                                                                    \
-        attend_decode(lane, args, attend_micro_get(isa, args->kv_type));                 \
+#define ATTENTION_PATH(path, isa)                                                      \
+    static void prefill_##path(struct lane *lane, const struct mla_prefill_args *args) \
+    {                                                                                  \
+        attend_prefill(lane, args, attend_micro_get(isa, args->kv_type));              \
+    }                                                                                  \
+    static void decode_##path(struct lane *lane, const struct mla_decode_args *args)   \
+    {                                                                                  \
+        attend_decode(lane, args, attend_micro_get(isa, args->kv_type));               \
     }
 ATTENTION_PATH(portable, ISA_PORTABLE)
 ATTENTION_PATH(avx2, ISA_AVX2)

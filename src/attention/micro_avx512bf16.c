@@ -80,8 +80,8 @@ static void accumulate(int rows, int key0, int key1, int ld, const union cell *p
             tile_dp(TILE_ROWS, p0, p1, odd, p + r * ATTEND_KEYS, ATTEND_KEYS, v + j, ld,
                     o + r * ld + j, ld, true);
         for (; r < rows; r++)
-            tile_dp(1, p0, p1, odd, p + r * ATTEND_KEYS, ATTEND_KEYS, v + j, ld, o + r * ld + j,
-                    ld, true);
+            tile_dp(1, p0, p1, odd, p + r * ATTEND_KEYS, ATTEND_KEYS, v + j, ld, o + r * ld + j, ld,
+                    true);
     }
 }
 
@@ -97,8 +97,10 @@ static void pack_k(const void *const *row, int keys, int dim, int dim0, union ce
 {
     int depth = dim / 2;
     k += dim0 / 2 * ATTEND_KEYS;
-    VF_FOR(j, ATTEND_KEYS) {
-        VF_FOR(d, depth) {
+    VF_FOR(j, ATTEND_KEYS)
+    {
+        VF_FOR(d, depth)
+        {
             vf t[VW];
             for (int i = 0; i < VW; i++)
                 t[i] = j + i < keys ? vf_load_n((const char *)row[j + i] + 4 * d, depth - d)
@@ -118,12 +120,11 @@ static inline __m512i load_u16(const void *row, int d, int dim)
 
 static void pack_v(const void *const *row, int keys, int dim, int ld, union cell *v)
 {
-    for (int j = 0; j < keys; j += 2)
-        VF_FOR(d, ld) {
+    for (int j = 0; j < keys; j += 2) VF_FOR(d, ld)
+        {
             __m512i lo = load_u16(row[j], d, dim);
             __m512i hi = j + 1 < keys ? load_u16(row[j + 1], d, dim) : _mm512_setzero_si512();
-            _mm512_storeu_si512(v + j / 2 * ld + d,
-                                _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+            _mm512_storeu_si512(v + j / 2 * ld + d, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
         }
 }
 
@@ -132,7 +133,8 @@ static float softmax(int keys, float scale, const float *s, union cell *p, float
     float best = running_max(keys, scale, s, *m);
     uint16_t *out = (uint16_t *)(void *)p;
     vf sum = vf_set1(0), shift = vf_set1(best);
-    VF_FOR(j, keys) {
+    VF_FOR(j, keys)
+    {
         vf e = vf_exp(vf_sub(vf_mul(vf_load(s + j), vf_set1(scale)), shift));
         e = vf_keep_n(vf_round_bf16(e), keys - j, 0.0f);
         sum = vf_add(sum, e);

@@ -74,10 +74,8 @@ static void pack_q_f32(int rows, int dim, const float *q, int64_t ld, union cell
 
 static void pack_q_bf16(int rows, int dim, const float *q, int64_t ld, union cell *out)
 {
-    for (int r = 0; r < rows; r++)
-        VF_FOR(d, dim)
-            vf_store_n(out + r * dim + d, vf_round_bf16(vf_load_n(q + r * ld + d, dim - d)),
-                       dim - d);
+    for (int r = 0; r < rows; r++) VF_FOR(d, dim)
+    vf_store_n(out + r * dim + d, vf_round_bf16(vf_load_n(q + r * ld + d, dim - d)), dim - d);
 }
 
 static inline vf load_channel(bool bf16, const void *row, int d, int n)
@@ -87,11 +85,12 @@ static inline vf load_channel(bool bf16, const void *row, int d, int n)
 }
 
 static inline __attribute__((always_inline)) void pack_k(const bool bf16, const void *const *row,
-                                                         int keys, int dim, int dim0,
-                                                         union cell *k)
+                                                         int keys, int dim, int dim0, union cell *k)
 {
-    VF_FOR(j, ATTEND_KEYS) {
-        VF_FOR(d, dim) {
+    VF_FOR(j, ATTEND_KEYS)
+    {
+        VF_FOR(d, dim)
+        {
             vf t[VW];
             for (int i = 0; i < VW; i++)
                 t[i] = j + i < keys ? load_channel(bf16, row[j + i], d, dim - d) : vf_set1(0);
@@ -113,8 +112,7 @@ static void pack_k_bf16(const void *const *row, int keys, int dim, int dim0, uni
 }
 
 static inline __attribute__((always_inline)) void pack_v(const bool bf16, const void *const *row,
-                                                         int keys, int dim, int ld,
-                                                         union cell *v)
+                                                         int keys, int dim, int ld, union cell *v)
 {
     for (int j = 0; j < keys; j++)
         VF_FOR(d, ld) vf_store(v + j * ld + d, load_channel(bf16, row[j], d, dim - d));
@@ -130,13 +128,13 @@ static void pack_v_bf16(const void *const *row, int keys, int dim, int ld, union
     pack_v(true, row, keys, dim, ld, v);
 }
 
-static inline __attribute__((always_inline)) float softmax(const bool bf16, int keys, float scale,
-                                                           const float *s, union cell *p,
-                                                           float *m, float *l)
+static inline __attribute__((always_inline)) float
+softmax(const bool bf16, int keys, float scale, const float *s, union cell *p, float *m, float *l)
 {
     float best = running_max(keys, scale, s, *m);
     vf sum = vf_set1(0), shift = vf_set1(best);
-    VF_FOR(j, keys) {
+    VF_FOR(j, keys)
+    {
         vf e = vf_exp(vf_sub(vf_mul(vf_load(s + j), vf_set1(scale)), shift));
         e = vf_keep_n(bf16 ? vf_round_bf16(e) : e, keys - j, 0.0f);
         sum = vf_add(sum, e);
@@ -153,17 +151,16 @@ static float softmax_f32(int keys, float scale, const float *s, union cell *p, f
     return softmax(false, keys, scale, s, p, m, l);
 }
 
-static float softmax_bf16(int keys, float scale, const float *s, union cell *p, float *m,
-                          float *l)
+static float softmax_bf16(int keys, float scale, const float *s, union cell *p, float *m, float *l)
 {
     return softmax(true, keys, scale, s, p, m, l);
 }
 
 /* The two entries of an attend_micro_<path> table. */
-#define ATTEND_MICRO_TABLE                                                                      \
-    {                                                                                           \
-        {1, pack_q_f32, pack_k_f32, pack_v_f32, scores, softmax_f32, accumulate, scale_row,        \
-         merge_row, exp_scalar},                                                                \
-            {1, pack_q_bf16, pack_k_bf16, pack_v_bf16, scores, softmax_bf16, accumulate,           \
-             scale_row, merge_row, exp_scalar},                                                 \
+#define ATTEND_MICRO_TABLE                                                            \
+    {                                                                                 \
+        {1,           pack_q_f32, pack_k_f32, pack_v_f32, scores,                     \
+         softmax_f32, accumulate, scale_row,  merge_row,  exp_scalar},                \
+            {1,          pack_q_bf16, pack_k_bf16, pack_v_bf16, scores, softmax_bf16, \
+             accumulate, scale_row,   merge_row,   exp_scalar},                       \
     }

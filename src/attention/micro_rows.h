@@ -9,8 +9,7 @@ static float running_max(int keys, float scale, const float *s, float m)
 {
     vf best = vf_set1(m);
     VF_FOR(j, keys)
-        best = vf_max(vf_keep_n(vf_mul(vf_load(s + j), vf_set1(scale)), keys - j, -INFINITY),
-                      best);
+    best = vf_max(vf_keep_n(vf_mul(vf_load(s + j), vf_set1(scale)), keys - j, -INFINITY), best);
     return vf_hmax(best);
 }
 
@@ -26,7 +25,8 @@ static void scale_row(int n, float f, const float *x, float *y)
 
 static void merge_row(int n, float fa, float *a, float fb, const float *b)
 {
-    VF_FOR(i, n) {
+    VF_FOR(i, n)
+    {
         vf sum = vf_mul(vf_load_n(a + i, n - i), vf_set1(fa));
         vf_store_n(a + i, vf_fma(vf_load_n(b + i, n - i), vf_set1(fb), sum), n - i);
     }

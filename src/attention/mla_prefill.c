@@ -2,8 +2,8 @@
 #include "attention/attend.h"
 
 /* The block of keys key0 .. key0 + keys of a head, from its three matrices into the tile. */
-static void pack_block(const struct mla_prefill_args *a, const struct attend_micro *micro,
-                       int head, int key0, int keys, struct attend_tile *t)
+static void pack_block(const struct mla_prefill_args *a, const struct attend_micro *micro, int head,
+                       int key0, int keys, struct attend_tile *t)
 {
     size_t size = dtype_bytes(a->kv_type);
     const char *k = a->k_nope, *v = a->v, *rope = a->k_rope;

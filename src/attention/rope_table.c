@@ -31,8 +31,8 @@ double rope_attention_factor(const struct rope_params *p)
     if (!p->yarn) return 1;
     if (present(p->attention_factor)) return p->attention_factor;
     double s = yarn_factor(p);
-    bool both = p->has_mscale && present(p->mscale) && p->has_mscale_all_dim &&
-                present(p->mscale_all_dim);
+    bool both =
+        p->has_mscale && present(p->mscale) && p->has_mscale_all_dim && present(p->mscale_all_dim);
     return both ? magnitude(s, p->mscale) / magnitude(s, p->mscale_all_dim) : magnitude(s, 1);
 }
 
@@ -93,16 +93,20 @@ size_t rope_table_floats(const struct rope_params *p)
 static enum status check(const struct rope_params *p)
 {
     if (p->dim <= 0 || p->dim % 2 || p->dim > 1024)
-        return error_set(ERR_INPUT, "qk_rope_head_dim is %d: rope needs an even number from 2 to "
-                         "1024", p->dim);
+        return error_set(ERR_INPUT,
+                         "qk_rope_head_dim is %d: rope needs an even number from 2 to "
+                         "1024",
+                         p->dim);
     if (p->max_positions <= 0)
         return error_set(ERR_INPUT, "max_position_embeddings is %d: expected a positive number",
                          p->max_positions);
     if (!(p->theta > 1))
         return error_set(ERR_INPUT, "rope_theta is %g: expected a number above 1", p->theta);
     if (p->yarn && !(yarn_factor(p) > 0 && original_max(p) > 0))
-        return error_set(ERR_INPUT, "yarn: factor is %g and original_max_position_embeddings %g: "
-                         "both must be positive", yarn_factor(p), original_max(p));
+        return error_set(ERR_INPUT,
+                         "yarn: factor is %g and original_max_position_embeddings %g: "
+                         "both must be positive",
+                         yarn_factor(p), original_max(p));
     return OK;
 }
 

@@ -20,20 +20,20 @@
 
 /* What config.json says about positions. Fields after `yarn` are read only if yarn is set. */
 struct rope_params {
-    double theta;         /* rope_theta */
-    int dim;              /* qk_rope_head_dim, even */
-    int max_positions;    /* max_position_embeddings: rows of the table */
+    double theta;      /* rope_theta */
+    int dim;           /* qk_rope_head_dim, even */
+    int max_positions; /* max_position_embeddings: rows of the table */
     bool yarn;
-    double factor;        /* 0 or NaN: max_positions / original_max */
-    double original_max;  /* original_max_position_embeddings; 0: max_positions */
-    double beta_fast;     /* 0: 32 */
-    double beta_slow;     /* 0: 1 */
-    double mscale;        /* read if has_mscale */
-    double mscale_all_dim; /* read if has_mscale_all_dim */
+    double factor;           /* 0 or NaN: max_positions / original_max */
+    double original_max;     /* original_max_position_embeddings; 0: max_positions */
+    double beta_fast;        /* 0: 32 */
+    double beta_slow;        /* 0: 1 */
+    double mscale;           /* read if has_mscale */
+    double mscale_all_dim;   /* read if has_mscale_all_dim */
     double attention_factor; /* NaN or 0: absent */
     bool has_mscale, has_mscale_all_dim;
-    bool truncate;        /* round the ramp's ends to whole dimensions (default true) */
-    bool interleave;      /* pairs (x0, x1), (x2, x3), ...; handed to the rope kernel */
+    bool truncate;   /* round the ramp's ends to whole dimensions (default true) */
+    bool interleave; /* pairs (x0, x1), (x2, x3), ...; handed to the rope kernel */
 };
 
 /* Number of floats of the table: max_positions * dim. */

@@ -24,7 +24,8 @@ static void rmsnorm_row(int n, const float *x, const float *w, float eps, float 
     }
     float mean = vf_sum(vf_add(s0, s1)) / (float)n;
     vf f = vf_set1(1.0f / sqrtf(mean + eps));
-    VF_FOR(i, n) {
+    VF_FOR(i, n)
+    {
         vf v = vf_mul(vf_load_n(x + i, n - i), f);
         vf_store_n(y + i, vf_mul(v, vf_load_n(w + i, n - i)), n - i);
     }
@@ -130,18 +131,17 @@ static void kv_write_rows(void *arg, int first, int end, struct lane *poll)
 
 static void kv_write(struct lane *lane, enum dtype kv_type, int m, int dim_latent, int dim_rope,
                      const float *latent, int ldl, const float *rope_part, int ldr,
-                     const int32_t *pos, const int32_t *const *pages, int page_tokens,
-                     void *cache)
+                     const int32_t *pos, const int32_t *const *pages, int page_tokens, void *cache)
 {
     struct kv_write_call c = {kv_type, dim_latent, dim_rope, ldl,   ldr,  page_tokens,
                               latent,  rope_part,  pos,      pages, cache};
     lane_rows(lane, m, rows_grain(dim_latent + dim_rope), kv_write_rows, &c);
 }
 
-#define ATTENTION_ROWS(path)                        \
+#define ATTENTION_ROWS(path)                      \
     void attention_rows_##path(struct kernels *k) \
-    {                                               \
-        k->rmsnorm = rmsnorm;                       \
-        k->rope = rope;                             \
-        k->kv_write = kv_write;                     \
+    {                                             \
+        k->rmsnorm = rmsnorm;                     \
+        k->rope = rope;                           \
+        k->kv_write = kv_write;                   \
     }

@@ -7,9 +7,18 @@
 enum { VW = 8 };
 typedef __m256 vf;
 
-static inline vf vf_set1(float x) { return _mm256_set1_ps(x); }
-static inline vf vf_load(const void *p) { return _mm256_loadu_ps(p); }
-static inline void vf_store(void *p, vf v) { _mm256_storeu_ps(p, v); }
+static inline vf vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+static inline vf vf_load(const void *p)
+{
+    return _mm256_loadu_ps(p);
+}
+static inline void vf_store(void *p, vf v)
+{
+    _mm256_storeu_ps(p, v);
+}
 
 /* All ones in lanes < n, 0 <= n <= 8. */
 static inline __m256i vf_lanes(int n)
@@ -25,17 +34,40 @@ static inline vf vf_load_n(const void *p, int n)
 
 static inline void vf_store_n(void *p, vf v, int n)
 {
-    if (n >= VW) vf_store(p, v);
-    else _mm256_maskstore_ps(p, vf_lanes(n), v);
+    if (n >= VW)
+        vf_store(p, v);
+    else
+        _mm256_maskstore_ps(p, vf_lanes(n), v);
 }
 
-static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
 
 static inline vf vf_keep_n(vf v, int n, float fill)
 {

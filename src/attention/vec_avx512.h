@@ -13,19 +13,55 @@ static inline __mmask16 vf_lanes(int n)
     return n >= VW ? (__mmask16)0xffff : n <= 0 ? (__mmask16)0 : (__mmask16)((1u << n) - 1);
 }
 
-static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
-static inline vf vf_load(const void *p) { return _mm512_loadu_ps(p); }
-static inline void vf_store(void *p, vf v) { _mm512_storeu_ps(p, v); }
-static inline vf vf_load_n(const void *p, int n) { return _mm512_maskz_loadu_ps(vf_lanes(n), p); }
-static inline void vf_store_n(void *p, vf v, int n) { _mm512_mask_storeu_ps(p, vf_lanes(n), v); }
+static inline vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_load(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(void *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+static inline vf vf_load_n(const void *p, int n)
+{
+    return _mm512_maskz_loadu_ps(vf_lanes(n), p);
+}
+static inline void vf_store_n(void *p, vf v, int n)
+{
+    _mm512_mask_storeu_ps(p, vf_lanes(n), v);
+}
 
-static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
 
 static inline vf vf_keep_n(vf v, int n, float fill)
 {

@@ -34,16 +34,33 @@ static inline vf vf_load_n(const void *p, int n)
 
 static inline void vf_store_n(void *p, vf v, int n)
 {
-    if (n >= VW) vf_store(p, v);
-    else if (n > 0) memcpy(p, &v, (size_t)n * sizeof(float));
+    if (n >= VW)
+        vf_store(p, v);
+    else if (n > 0)
+        memcpy(p, &v, (size_t)n * sizeof(float));
 }
 
-static inline vf vf_add(vf a, vf b) { return a + b; }
-static inline vf vf_sub(vf a, vf b) { return a - b; }
-static inline vf vf_mul(vf a, vf b) { return a * b; }
-static inline vf vf_div(vf a, vf b) { return a / b; }
+static inline vf vf_add(vf a, vf b)
+{
+    return a + b;
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return a - b;
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return a * b;
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return a / b;
+}
 /* Two roundings: this path assumes no fused multiply-add. */
-static inline vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return a * b + c;
+}
 
 /* a where mask is all ones, b where it is 0 */
 static inline vf vf_blend(vi mask, vf a, vf b)
@@ -51,8 +68,14 @@ static inline vf vf_blend(vi mask, vf a, vf b)
     return (vf)(((vi)a & mask) | ((vi)b & ~mask));
 }
 
-static inline vf vf_max(vf a, vf b) { return vf_blend((vi)(a > b), a, b); }
-static inline vf vf_min(vf a, vf b) { return vf_blend((vi)(a < b), a, b); }
+static inline vf vf_max(vf a, vf b)
+{
+    return vf_blend((vi)(a > b), a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return vf_blend((vi)(a < b), a, b);
+}
 
 static inline vf vf_keep_n(vf v, int n, float fill)
 {

@@ -10,10 +10,11 @@ enum status decode_balance_init(struct decode_balance *b, const struct decode_li
     memset(b, 0, sizeof *b);
     if (limits->units < 1 || limits->ranks_per_unit < 1 || limits->pages < 1 ||
         limits->page_tokens < 1 || limits->max_batch < 1 || !(limits->high_water > 0))
-        return error_set(ERR_BUG, "decode balancer: %d units of %d ranks, %u pages of %u tokens, "
-                         "max_batch %u, high water %g", limits->units, limits->ranks_per_unit,
-                         limits->pages, limits->page_tokens, limits->max_batch,
-                         limits->high_water);
+        return error_set(ERR_BUG,
+                         "decode balancer: %d units of %d ranks, %u pages of %u tokens, "
+                         "max_batch %u, high water %g",
+                         limits->units, limits->ranks_per_unit, limits->pages, limits->page_tokens,
+                         limits->max_batch, limits->high_water);
     b->limits = *limits;
     size_t ranks = (size_t)limits->units * (size_t)limits->ranks_per_unit;
     b->expected = calloc(ranks, sizeof *b->expected);

@@ -14,10 +14,10 @@
 
 struct decode_limits {
     int units, ranks_per_unit;
-    uint32_t pages;       /* KV pages of a rank */
+    uint32_t pages; /* KV pages of a rank */
     uint32_t page_tokens;
-    uint32_t max_batch;   /* requests of a rank, all micro-batches */
-    double high_water;    /* share of the pages that expected use may fill; 0.95 */
+    uint32_t max_batch; /* requests of a rank, all micro-batches */
+    double high_water;  /* share of the pages that expected use may fill; 0.95 */
 };
 
 struct decode_balance {

@@ -48,7 +48,7 @@ static void order_by_load(const float *load, int n, int *order, int *scratch)
             int a = lo, b = mid;
             for (int i = lo; i < hi; i++)
                 scratch[i] = a < mid && (b >= hi || load[order[a]] >= load[order[b]]) ? order[a++]
-                                                                                     : order[b++];
+                                                                                      : order[b++];
         }
         memcpy(order, scratch, (size_t)n * sizeof *order);
     }
@@ -138,8 +138,8 @@ static enum status place_layer(struct eplb_work *w, const float *load, int exper
         replicate(w, load, member);
         pack_balanced(w, w->item_load, w->node_slots, w->node_ranks, w->item_rank, w->item_at);
         int base = node * w->node_slots;
-        for (int i = 0; i < w->node_slots; i++) w->order[w->item_rank[i] * per_rank +
-                                                         w->item_at[i]] = i;
+        for (int i = 0; i < w->node_slots; i++)
+            w->order[w->item_rank[i] * per_rank + w->item_at[i]] = i;
         TRY(eplb_repair(w->order, w->item_expert, w->item_load, w->node_ranks, per_rank,
                         w->node_experts));
         for (int s = 0; s < w->node_slots; s++) {
@@ -152,9 +152,9 @@ static enum status place_layer(struct eplb_work *w, const float *load, int exper
 
 static void work_free(struct eplb_work *w)
 {
-    void *all[] = {w->group_load, w->group_node, w->group_at, w->member, w->node_count,
+    void *all[] = {w->group_load,  w->group_node,   w->group_at,  w->member,    w->node_count,
                    w->item_expert, w->item_replica, w->item_load, w->item_rank, w->item_at,
-                   w->order, w->pack_load, w->pack_items};
+                   w->order,       w->pack_load,    w->pack_items};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -197,12 +197,14 @@ static enum status check_shape(const struct eplb_shape *s)
         int less = redundant - s->slots % s->ranks;
         char fewer[32] = "";
         if (less >= 0) snprintf(fewer, sizeof fewer, " or %d", less);
-        return error_set(ERR_INPUT, "expert placement: %d experts + %d redundant = %d slots, not "
+        return error_set(ERR_INPUT,
+                         "expert placement: %d experts + %d redundant = %d slots, not "
                          "a multiple of ep %d: set redundant_experts to %d%s",
                          s->experts, redundant, s->slots, s->ranks, more, fewer);
     }
     if (!expert_slots_legal(s->experts, redundant, s->ranks))
-        return error_set(ERR_INPUT, "expert placement: %d redundant experts on %d ranks would put "
+        return error_set(ERR_INPUT,
+                         "expert placement: %d redundant experts on %d ranks would put "
                          "an expert twice on one rank: at most %d can be redundant",
                          redundant, s->ranks, s->experts * (s->ranks - 1));
     return OK;
@@ -212,9 +214,10 @@ static enum status check_load(const struct eplb_shape *s, const float *load)
 {
     for (int64_t i = 0; load && i < (int64_t)s->layers * s->experts; i++)
         if (!(load[i] >= 0) || !isfinite(load[i]))
-            return error_set(ERR_INPUT, "expert load of layer %d, expert %d is %g: expected a "
-                             "finite number >= 0", (int)(i / s->experts), (int)(i % s->experts),
-                             (double)load[i]);
+            return error_set(ERR_INPUT,
+                             "expert load of layer %d, expert %d is %g: expected a "
+                             "finite number >= 0",
+                             (int)(i / s->experts), (int)(i % s->experts), (double)load[i]);
     return OK;
 }
 
@@ -272,8 +275,10 @@ enum status eplb_place(const struct eplb_shape *shape, const float *load, struct
     work_free(&w);
     free(slot_replica);
     free(uniform);
-    if (st == OK) *out = p;
-    else placement_free(&p);
+    if (st == OK)
+        *out = p;
+    else
+        placement_free(&p);
     return st;
 }
 

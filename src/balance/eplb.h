@@ -28,7 +28,7 @@ struct eplb_shape {
 
 struct placement {
     struct eplb_shape shape;
-    bool hierarchical;    /* every group with all its replicas lives on one node */
+    bool hierarchical; /* every group with all its replicas lives on one node */
     int slots_per_rank;
     int max_replicas;
     int32_t *slot_expert; /* [layers, slots] the published phy2log */

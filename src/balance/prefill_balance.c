@@ -124,8 +124,10 @@ struct microbatch_cut microbatch_cut(const struct prefill_weights *w,
         uint32_t lo = 0, hi = pieces[i].n;
         while (lo < hi) {
             uint32_t mid = hi - (hi - lo) / 2;
-            if (before + prefill_work(w, pieces[i].pos0, mid) <= half) lo = mid;
-            else hi = mid - 1;
+            if (before + prefill_work(w, pieces[i].pos0, mid) <= half)
+                lo = mid;
+            else
+                hi = mid - 1;
         }
         if (lo < pieces[i].n) {
             double under = half - before - prefill_work(w, pieces[i].pos0, lo);

@@ -31,8 +31,8 @@ double prefill_work(const struct prefill_weights *w, uint32_t pos0, uint32_t n);
 struct prefill_balance {
     struct prefill_weights weights;
     int units, ranks_per_unit;
-    double *work;        /* [units * ranks_per_unit] queued, owned */
-    uint64_t *tokens;    /* [units * ranks_per_unit] queued, owned */
+    double *work;          /* [units * ranks_per_unit] queued, owned */
+    uint64_t *tokens;      /* [units * ranks_per_unit] queued, owned */
     uint64_t *unit_tokens; /* [units] queued, owned */
 };
 

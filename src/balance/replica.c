@@ -30,8 +30,7 @@ static double node_local_units(const struct nodes *nodes, int node, int held, do
 
 /* share: [k] of one source, sums to 1. held: [nodes.n] replicas on each node. */
 static void replica_shares(const struct placement *p, const struct nodes *nodes,
-                           const int32_t *slots, int k, int source, const int *held,
-                           double *share)
+                           const int32_t *slots, int k, int source, const int *held, double *share)
 {
     double fair = (double)nodes->ranks / k;
     int my_node = source / nodes->per_node;
@@ -48,8 +47,7 @@ static void replica_shares(const struct placement *p, const struct nodes *nodes,
     double left_total = 0;
     for (int node = 0; node < nodes->n; node++)
         if (held[node])
-            left_total += held[node] * (fair - 1) -
-                          node_local_units(nodes, node, held[node], fair);
+            left_total += held[node] * (fair - 1) - node_local_units(nodes, node, held[node], fair);
     for (int j = 0; j < k; j++) {
         int node = placement_slot_rank(p, slots[j]) / nodes->per_node;
         double left = fair - 1 - node_local_units(nodes, node, held[node], fair) / held[node];

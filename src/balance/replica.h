@@ -21,9 +21,9 @@ enum { REPLICA_CYCLE = 64 };
 struct replica_table {
     int experts;
     int source_rank;
-    int n_rows;       /* experts with more than one replica */
-    int32_t *first;   /* [experts] the only slot, or -1 - row; owned */
-    int32_t *rows;    /* [n_rows, REPLICA_CYCLE] slots; owned */
+    int n_rows;     /* experts with more than one replica */
+    int32_t *first; /* [experts] the only slot, or -1 - row; owned */
+    int32_t *rows;  /* [n_rows, REPLICA_CYCLE] slots; owned */
 };
 
 /* ranks_per_node: ranks source_rank / ranks_per_node share a node; >= 1. */

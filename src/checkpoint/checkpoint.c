@@ -46,7 +46,8 @@ static enum status list_shards(const char *index, json_t *map, const char ***fil
     json_t *file;
     const char **list = calloc(entries + 1, sizeof *list);
     if (!list) return no_memory(index);
-    json_object_foreach(map, tensor, file) {
+    json_object_foreach(map, tensor, file)
+    {
         const char *name = json_string_value(file);
         if (!name || !shard_name_ok(name)) {
             free(list);
@@ -131,7 +132,8 @@ static enum status check_index(const struct checkpoint *ck, const char *index, j
 {
     const char *name;
     json_t *file;
-    json_object_foreach(map, name, file) {
+    json_object_foreach(map, name, file)
+    {
         const struct tensor_view *t = checkpoint_find(ck, name);
         const char *want = json_string_value(file);
         const char *have = t ? strrchr(t->file, '/') + 1 : NULL;

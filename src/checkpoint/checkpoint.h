@@ -59,7 +59,7 @@ enum status checkpoint_tensor(const struct checkpoint *ck, const char *name,
 
 /* A tensor by its place in the model, with its FP8 scales if it has them. */
 struct checkpoint_weight {
-    struct tensor_view data;  /* [n, k] or [n]: F32, F16, BF16, or E4M3 */
+    struct tensor_view data; /* [n, k] or [n]: F32, F16, BF16, or E4M3 */
     bool fp8;
     struct tensor_view scale; /* fp8: [ceil(n/128), ceil(k/128)], F32 or E8M0 (U8: the same bits) */
 };

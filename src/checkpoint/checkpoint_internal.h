@@ -8,12 +8,12 @@ struct checkpoint {
     char *dir;
     struct model_config config;
     int files;
-    struct safetensors *file;   /* [files], ascending by name; their tensors have moved to: */
+    struct safetensors *file; /* [files], ascending by name; their tensors have moved to: */
     int tensors;
     struct tensor_view *tensor; /* [tensors], file after file */
     const uint32_t *slot;       /* hash table over names: 1 + index into tensor, 0 empty */
     size_t slot_mask;
-    bool packed;                /* slot and the tensors' names are borrowed from a blob */
+    bool packed; /* slot and the tensors' names are borrowed from a blob */
 };
 
 #endif

@@ -51,9 +51,7 @@ enum status tensor_read_f32(const struct tensor_view *v, size_t first, size_t co
     uint16_t h;
     float table[256];
     switch (v->dtype) {
-    case TENSOR_F32:
-        memcpy(out, p, count * 4);
-        return OK;
+    case TENSOR_F32: memcpy(out, p, count * 4); return OK;
     case TENSOR_BF16:
         for (size_t i = 0; i < count; i++) {
             memcpy(&h, p + 2 * i, 2);

@@ -21,9 +21,9 @@ static bool is_scale(enum tensor_dtype t)
 static enum status missing(const struct checkpoint *ck, const struct tensor_spec *s)
 {
     char shape[96];
-    const char *why = s->role == ROLE_GATE_BIAS ? ": a sigmoid gate chooses with it" :
-                      s->role == ROLE_HEAD      ? " (tie_word_embeddings is false)" :
-                                                  "";
+    const char *why = s->role == ROLE_GATE_BIAS ? ": a sigmoid gate chooses with it"
+                      : s->role == ROLE_HEAD    ? " (tie_word_embeddings is false)"
+                                                : "";
     return error_set(ERR_INPUT, "%s: tensor %s is missing, expected %s%s", checkpoint_dir(ck),
                      s->name, tensor_shape_text(s->rank, s->shape, shape), why);
 }

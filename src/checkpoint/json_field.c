@@ -64,8 +64,8 @@ json_t *json_field(const struct json_source *src, const char *name)
     return v && !json_is_null(v) ? v : NULL;
 }
 
-enum status json_field_error(const struct json_source *src, const char *name,
-                             const char *expected, ...)
+enum status json_field_error(const struct json_source *src, const char *name, const char *expected,
+                             ...)
 {
     char want[256];
     va_list ap;
@@ -98,8 +98,8 @@ enum status json_field_int(const struct json_source *src, const char *name, int6
     return OK;
 }
 
-enum status json_field_real(const struct json_source *src, const char *name, double min,
-                            double max, bool *found, double *out)
+enum status json_field_real(const struct json_source *src, const char *name, double min, double max,
+                            bool *found, double *out)
 {
     json_t *v = json_field(src, name);
     if (found) *found = v != NULL;

@@ -30,14 +30,14 @@ enum status json_read_file(const char *file, size_t limit, char **text, size_t *
 json_t *json_field(const struct json_source *src, const char *name);
 
 /* Records "FILE: FIELD is FOUND, expected EXPECTED". */
-enum status json_field_error(const struct json_source *src, const char *name,
-                             const char *expected, ...) __attribute__((format(printf, 3, 4)));
+enum status json_field_error(const struct json_source *src, const char *name, const char *expected,
+                             ...) __attribute__((format(printf, 3, 4)));
 
 enum status json_field_int(const struct json_source *src, const char *name, int64_t min,
                            int64_t max, bool required, int *out);
 /* min < value <= max */
-enum status json_field_real(const struct json_source *src, const char *name, double min,
-                            double max, bool *found, double *out);
+enum status json_field_real(const struct json_source *src, const char *name, double min, double max,
+                            bool *found, double *out);
 enum status json_field_bool(const struct json_source *src, const char *name, bool *out);
 /* *out is borrowed from the object. */
 enum status json_field_string(const struct json_source *src, const char *name, const char **out);

@@ -27,33 +27,33 @@ enum model_gate_kind {
  * mean something. */
 struct model_rope {
     double theta;
-    bool interleave;      /* pairs (x0, x1), (x2, x3) ... */
+    bool interleave; /* pairs (x0, x1), (x2, x3) ... */
     bool yarn;
-    double factor;        /* resolved: max_positions / original_max when the file says null */
-    int original_max;     /* resolved: max_positions when absent */
+    double factor;    /* resolved: max_positions / original_max when the file says null */
+    int original_max; /* resolved: max_positions when absent */
     double beta_fast, beta_slow;
     bool has_mscale, has_mscale_all_dim, has_attention_factor;
     double mscale, mscale_all_dim, attention_factor;
-    bool truncate;        /* round the correction range to whole dimensions */
+    bool truncate; /* round the correction range to whole dimensions */
 };
 
 /* FP8 by 128 x 128 blocks, as the file announces it; which tensors are FP8 is the tensors' word. */
 struct model_quant {
     bool fp8;
-    bool ue8m0;           /* activation scales are powers of two (scale_fmt "ue8m0") */
+    bool ue8m0; /* activation scales are powers of two (scale_fmt "ue8m0") */
 };
 
 enum { MODEL_EOS_MAX = 16 };
 
 struct model_config {
-    char model_type[32];  /* "deepseek_v2", "deepseek_v3", "kimi_k2" */
-    char dtype[16];       /* "bfloat16", ...: what the file announces; "" when absent */
+    char model_type[32]; /* "deepseek_v2", "deepseek_v3", "kimi_k2" */
+    char dtype[16];      /* "bfloat16", ...: what the file announces; "" when absent */
 
     int vocab, hidden, layers;
     int max_positions;
 
     int heads;
-    int q_lora;           /* 0: one q_proj instead of q_a_proj, q_a_layernorm, q_b_proj */
+    int q_lora; /* 0: one q_proj instead of q_a_proj, q_a_layernorm, q_b_proj */
     int kv_lora;
     int dim_nope, dim_rope, dim_v; /* per head */
 
@@ -64,17 +64,17 @@ struct model_config {
     enum model_gate_kind gate;
     bool norm_topk;
     double routed_scale;
-    int first_dense;      /* first_k_dense_replace: layers below have a dense MLP */
-    int moe_layer_freq;   /* of the others, those divisible by this have experts */
+    int first_dense;    /* first_k_dense_replace: layers below have a dense MLP */
+    int moe_layer_freq; /* of the others, those divisible by this have experts */
 
-    double rms_eps;       /* all norms but q_a and kv_a, which use MODEL_LORA_NORM_EPS */
+    double rms_eps; /* all norms but q_a and kv_a, which use MODEL_LORA_NORM_EPS */
     struct model_rope rope;
     struct model_quant quant;
-    bool tie_embeddings;  /* lm_head is embed_tokens */
+    bool tie_embeddings; /* lm_head is embed_tokens */
 
     int eos[MODEL_EOS_MAX]; /* end tokens: generation_config.json's, else config.json's */
     int eos_count;
-    int bos;              /* -1: none */
+    int bos; /* -1: none */
 };
 
 #define MODEL_LORA_NORM_EPS 1e-6

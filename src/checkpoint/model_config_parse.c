@@ -19,8 +19,10 @@ struct int_field {
     int min, max;
     bool required;
 };
-#define INT_FIELD(json, member, min, max, required) \
-    {json, offsetof(struct model_config, member), min, max, required}
+#define INT_FIELD(json, member, min, max, required)                     \
+    {                                                                   \
+        json, offsetof(struct model_config, member), min, max, required \
+    }
 
 static const struct int_field int_fields[] = {
     INT_FIELD("vocab_size", vocab, 1, 1 << 24, true),
@@ -291,10 +293,14 @@ enum status model_config_parse(const char *name, const char *text, size_t bytes,
                                const char *generation, size_t generation_bytes,
                                struct model_config *cfg)
 {
-    struct model_config c = {.n_group = 1, .topk_group = 1, .moe_layer_freq = 1, .rms_eps = 1e-6,
-                             .bos = -1,
-                             .rope = {.theta = 10000, .interleave = true, .truncate = true,
-                                      .beta_fast = 32, .beta_slow = 1}};
+    struct model_config c = {
+        .n_group = 1,
+        .topk_group = 1,
+        .moe_layer_freq = 1,
+        .rms_eps = 1e-6,
+        .bos = -1,
+        .rope = {
+            .theta = 10000, .interleave = true, .truncate = true, .beta_fast = 32, .beta_slow = 1}};
     struct json_source src = {name, "", NULL};
     TRY(json_parse_object(name, text, bytes, &src.object));
     enum status st = parse_config(&src, &c);

@@ -47,19 +47,18 @@ static json_t *config_json(const struct model_config *c)
 {
     bool v2 = strcmp(c->model_type, "deepseek_v2") == 0;
     bool sigmoid = c->gate == MODEL_GATE_SIGMOID_NOAUX;
-    const char *method = sigmoid                               ? "noaux_tc" :
-                         c->gate == MODEL_GATE_SOFTMAX_GREEDY ? "greedy" :
-                                                                "group_limited_greedy";
+    const char *method = sigmoid                                ? "noaux_tc"
+                         : c->gate == MODEL_GATE_SOFTMAX_GREEDY ? "greedy"
+                                                                : "group_limited_greedy";
     json_t *o = json_pack(
         "{s:[s], s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
         "architectures", v2 ? "DeepseekV2ForCausalLM" : "DeepseekV3ForCausalLM", "model_type",
         c->model_type, "vocab_size", c->vocab, "hidden_size", c->hidden, "num_hidden_layers",
-        c->layers, "num_attention_heads", c->heads, "num_key_value_heads", c->heads,
-        "kv_lora_rank", c->kv_lora, "qk_nope_head_dim", c->dim_nope, "qk_rope_head_dim",
-        c->dim_rope, "v_head_dim", c->dim_v, "intermediate_size", c->intermediate,
-        "moe_intermediate_size", c->moe_intermediate, "n_routed_experts", c->experts,
-        "n_shared_experts", c->shared_experts, "num_experts_per_tok", c->topk,
-        "max_position_embeddings", c->max_positions);
+        c->layers, "num_attention_heads", c->heads, "num_key_value_heads", c->heads, "kv_lora_rank",
+        c->kv_lora, "qk_nope_head_dim", c->dim_nope, "qk_rope_head_dim", c->dim_rope, "v_head_dim",
+        c->dim_v, "intermediate_size", c->intermediate, "moe_intermediate_size",
+        c->moe_intermediate, "n_routed_experts", c->experts, "n_shared_experts", c->shared_experts,
+        "num_experts_per_tok", c->topk, "max_position_embeddings", c->max_positions);
     if (!o) return NULL;
     json_object_set_new(o, "q_lora_rank", c->q_lora ? json_integer(c->q_lora) : json_null());
     json_object_set_new(o, "n_group", json_integer(c->n_group));

@@ -9,8 +9,19 @@ enum place { PLACE_MODEL, PLACE_LAYER, PLACE_DENSE, PLACE_MOE, PLACE_EXPERT };
 
 /* Dimensions a shape is built of. */
 enum dim {
-    DIM_ONE, DIM_VOCAB, DIM_HIDDEN, DIM_Q_LORA, DIM_Q_HEADS, DIM_KV_A, DIM_KV_LORA, DIM_KV_HEADS,
-    DIM_V_HEADS, DIM_DENSE, DIM_SHARED, DIM_EXPERT, DIM_EXPERTS
+    DIM_ONE,
+    DIM_VOCAB,
+    DIM_HIDDEN,
+    DIM_Q_LORA,
+    DIM_Q_HEADS,
+    DIM_KV_A,
+    DIM_KV_LORA,
+    DIM_KV_HEADS,
+    DIM_V_HEADS,
+    DIM_DENSE,
+    DIM_SHARED,
+    DIM_EXPERT,
+    DIM_EXPERTS
 };
 
 static const struct {
@@ -33,8 +44,8 @@ static const struct {
     [ROLE_Q_A] = {A "q_a_proj.weight", PLACE_LAYER, DIM_Q_LORA, DIM_HIDDEN, PART_ATTENTION, 1},
     [ROLE_Q_A_NORM] = {A "q_a_layernorm.weight", PLACE_LAYER, DIM_Q_LORA, DIM_ONE, PART_NORM, 0},
     [ROLE_Q_B] = {A "q_b_proj.weight", PLACE_LAYER, DIM_Q_HEADS, DIM_Q_LORA, PART_ATTENTION, 1},
-    [ROLE_KV_A] = {A "kv_a_proj_with_mqa.weight", PLACE_LAYER, DIM_KV_A, DIM_HIDDEN,
-                   PART_ATTENTION, 1},
+    [ROLE_KV_A] = {A "kv_a_proj_with_mqa.weight", PLACE_LAYER, DIM_KV_A, DIM_HIDDEN, PART_ATTENTION,
+                   1},
     [ROLE_KV_A_NORM] = {A "kv_a_layernorm.weight", PLACE_LAYER, DIM_KV_LORA, DIM_ONE, PART_NORM, 0},
     [ROLE_KV_B] = {A "kv_b_proj.weight", PLACE_LAYER, DIM_KV_HEADS, DIM_KV_LORA, PART_ATTENTION, 1},
     [ROLE_O] = {A "o_proj.weight", PLACE_LAYER, DIM_HIDDEN, DIM_V_HEADS, PART_ATTENTION, 1},
@@ -59,11 +70,14 @@ static const struct {
 
 const char *tensor_part_name(enum tensor_part part)
 {
-    static const char *const names[PART_COUNT] = {
-        [PART_EMBED] = "embedding",     [PART_ATTENTION] = "attention",
-        [PART_DENSE] = "dense mlp",     [PART_SHARED] = "shared experts",
-        [PART_ROUTED] = "routed experts", [PART_GATE] = "gate",
-        [PART_NORM] = "norms",          [PART_HEAD] = "head"};
+    static const char *const names[PART_COUNT] = {[PART_EMBED] = "embedding",
+                                                  [PART_ATTENTION] = "attention",
+                                                  [PART_DENSE] = "dense mlp",
+                                                  [PART_SHARED] = "shared experts",
+                                                  [PART_ROUTED] = "routed experts",
+                                                  [PART_GATE] = "gate",
+                                                  [PART_NORM] = "norms",
+                                                  [PART_HEAD] = "head"};
     return (unsigned)part < PART_COUNT ? names[part] : "?";
 }
 

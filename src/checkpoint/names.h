@@ -16,37 +16,44 @@
 
 /* Every kind of tensor. Shapes are [out, in] as the files hold them. */
 enum tensor_role {
-    ROLE_EMBED,        /* [vocab, hidden] */
-    ROLE_FINAL_NORM,   /* [hidden] */
-    ROLE_HEAD,         /* [vocab, hidden]; the same tensor as ROLE_EMBED when embeddings are tied */
-    ROLE_ATTN_NORM,    /* [hidden] input_layernorm */
-    ROLE_MLP_NORM,     /* [hidden] post_attention_layernorm */
-    ROLE_Q,            /* [heads * (dim_nope + dim_rope), hidden], only without q_lora */
-    ROLE_Q_A,          /* [q_lora, hidden] */
-    ROLE_Q_A_NORM,     /* [q_lora] */
-    ROLE_Q_B,          /* [heads * (dim_nope + dim_rope), q_lora] */
-    ROLE_KV_A,         /* [kv_lora + dim_rope, hidden] */
-    ROLE_KV_A_NORM,    /* [kv_lora] */
-    ROLE_KV_B,         /* [heads * (dim_nope + dim_v), kv_lora] */
-    ROLE_O,            /* [hidden, heads * dim_v] */
-    ROLE_DENSE_GATE,   /* [intermediate, hidden], dense layers */
+    ROLE_EMBED,      /* [vocab, hidden] */
+    ROLE_FINAL_NORM, /* [hidden] */
+    ROLE_HEAD,       /* [vocab, hidden]; the same tensor as ROLE_EMBED when embeddings are tied */
+    ROLE_ATTN_NORM,  /* [hidden] input_layernorm */
+    ROLE_MLP_NORM,   /* [hidden] post_attention_layernorm */
+    ROLE_Q,          /* [heads * (dim_nope + dim_rope), hidden], only without q_lora */
+    ROLE_Q_A,        /* [q_lora, hidden] */
+    ROLE_Q_A_NORM,   /* [q_lora] */
+    ROLE_Q_B,        /* [heads * (dim_nope + dim_rope), q_lora] */
+    ROLE_KV_A,       /* [kv_lora + dim_rope, hidden] */
+    ROLE_KV_A_NORM,  /* [kv_lora] */
+    ROLE_KV_B,       /* [heads * (dim_nope + dim_v), kv_lora] */
+    ROLE_O,          /* [hidden, heads * dim_v] */
+    ROLE_DENSE_GATE, /* [intermediate, hidden], dense layers */
     ROLE_DENSE_UP,
-    ROLE_DENSE_DOWN,   /* [hidden, intermediate] */
-    ROLE_GATE,         /* [experts, hidden], MoE layers */
-    ROLE_GATE_BIAS,    /* [experts], sigmoid gates only */
-    ROLE_SHARED_GATE,  /* [shared_experts * moe_intermediate, hidden] */
+    ROLE_DENSE_DOWN,  /* [hidden, intermediate] */
+    ROLE_GATE,        /* [experts, hidden], MoE layers */
+    ROLE_GATE_BIAS,   /* [experts], sigmoid gates only */
+    ROLE_SHARED_GATE, /* [shared_experts * moe_intermediate, hidden] */
     ROLE_SHARED_UP,
-    ROLE_SHARED_DOWN,  /* [hidden, shared_experts * moe_intermediate] */
-    ROLE_EXPERT_GATE,  /* [moe_intermediate, hidden], one per expert */
+    ROLE_SHARED_DOWN, /* [hidden, shared_experts * moe_intermediate] */
+    ROLE_EXPERT_GATE, /* [moe_intermediate, hidden], one per expert */
     ROLE_EXPERT_UP,
-    ROLE_EXPERT_DOWN,  /* [hidden, moe_intermediate] */
+    ROLE_EXPERT_DOWN, /* [hidden, moe_intermediate] */
     ROLE_COUNT
 };
 
 /* What a tensor counts as in size tables. */
 enum tensor_part {
-    PART_EMBED, PART_ATTENTION, PART_DENSE, PART_SHARED, PART_ROUTED, PART_GATE, PART_NORM,
-    PART_HEAD, PART_COUNT
+    PART_EMBED,
+    PART_ATTENTION,
+    PART_DENSE,
+    PART_SHARED,
+    PART_ROUTED,
+    PART_GATE,
+    PART_NORM,
+    PART_HEAD,
+    PART_COUNT
 };
 const char *tensor_part_name(enum tensor_part part);
 enum tensor_part tensor_role_part(enum tensor_role role);

@@ -26,12 +26,12 @@ static const struct {
     const char *name;
     uint8_t bytes;
 } dtypes[TENSOR_DTYPES] = {
-    [TENSOR_F32] = {"F32", 4},         [TENSOR_F16] = {"F16", 2},   [TENSOR_BF16] = {"BF16", 2},
-    [TENSOR_E4M3] = {"F8_E4M3", 1},    [TENSOR_E8M0] = {"F8_E8M0", 1},
-    [TENSOR_E5M2] = {"F8_E5M2", 1},    [TENSOR_F64] = {"F64", 8},   [TENSOR_U8] = {"U8", 1},
-    [TENSOR_I8] = {"I8", 1},           [TENSOR_BOOL] = {"BOOL", 1}, [TENSOR_U16] = {"U16", 2},
-    [TENSOR_I16] = {"I16", 2},         [TENSOR_U32] = {"U32", 4},   [TENSOR_I32] = {"I32", 4},
-    [TENSOR_U64] = {"U64", 8},         [TENSOR_I64] = {"I64", 8},
+    [TENSOR_F32] = {"F32", 4},      [TENSOR_F16] = {"F16", 2},      [TENSOR_BF16] = {"BF16", 2},
+    [TENSOR_E4M3] = {"F8_E4M3", 1}, [TENSOR_E8M0] = {"F8_E8M0", 1}, [TENSOR_E5M2] = {"F8_E5M2", 1},
+    [TENSOR_F64] = {"F64", 8},      [TENSOR_U8] = {"U8", 1},        [TENSOR_I8] = {"I8", 1},
+    [TENSOR_BOOL] = {"BOOL", 1},    [TENSOR_U16] = {"U16", 2},      [TENSOR_I16] = {"I16", 2},
+    [TENSOR_U32] = {"U32", 4},      [TENSOR_I32] = {"I32", 4},      [TENSOR_U64] = {"U64", 8},
+    [TENSOR_I64] = {"I64", 8},
 };
 
 const char *tensor_dtype_name(enum tensor_dtype t)
@@ -74,8 +74,10 @@ static enum status parse_shape(const struct safetensors *st, const char *name, j
     if (!dtype) return tensor_error(st, name, "dtype is missing or not a string");
     int type = tensor_dtype_parse(dtype);
     if (type < 0)
-        return error_set(ERR_INPUT, "%s: tensor %s: dtype is \"%.32s\", expected a known type "
-                         "(BF16, F16, F32, F8_E4M3, ...)", st->path, name, dtype);
+        return error_set(ERR_INPUT,
+                         "%s: tensor %s: dtype is \"%.32s\", expected a known type "
+                         "(BF16, F16, F32, F8_E4M3, ...)",
+                         st->path, name, dtype);
     json_t *shape = json_object_get(entry, "shape");
     if (!json_is_array(shape)) return tensor_error(st, name, "shape is missing or not a list");
     if (json_array_size(shape) > TENSOR_MAX_RANK)
@@ -116,8 +118,7 @@ static enum status parse_offsets(const struct safetensors *st, const char *name,
         return error_set(ERR_INPUT,
                          "%s: tensor %s: data_offsets span %lld bytes, expected %llu (%s %s)",
                          st->path, name, (long long)(end - begin), (unsigned long long)bytes,
-                         tensor_dtype_name(t->dtype),
-                         tensor_shape_text(t->rank, t->shape, text));
+                         tensor_dtype_name(t->dtype), tensor_shape_text(t->rank, t->shape, text));
     t->data = st->map + st->header_bytes + begin;
     t->bytes = (size_t)bytes;
     return OK;
@@ -157,7 +158,8 @@ static enum status parse_tensors(struct safetensors *st, json_t *root)
         return error_set(ERR_RESOURCE, "%s: no memory for the names of %zu tensors", st->path,
                          json_object_size(root));
     char *at = st->names;
-    json_object_foreach(root, name, entry) {
+    json_object_foreach(root, name, entry)
+    {
         if (strcmp(name, "__metadata__") == 0) continue;
         struct tensor_view *t = &st->tensor[st->count];
         uint64_t bytes = 0;

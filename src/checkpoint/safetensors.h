@@ -17,9 +17,22 @@
 #include <stdint.h>
 
 enum tensor_dtype {
-    TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_E4M3, TENSOR_E8M0, TENSOR_E5M2, TENSOR_F64,
-    TENSOR_U8, TENSOR_I8, TENSOR_BOOL, TENSOR_U16, TENSOR_I16, TENSOR_U32, TENSOR_I32,
-    TENSOR_U64, TENSOR_I64,
+    TENSOR_F32,
+    TENSOR_F16,
+    TENSOR_BF16,
+    TENSOR_E4M3,
+    TENSOR_E8M0,
+    TENSOR_E5M2,
+    TENSOR_F64,
+    TENSOR_U8,
+    TENSOR_I8,
+    TENSOR_BOOL,
+    TENSOR_U16,
+    TENSOR_I16,
+    TENSOR_U32,
+    TENSOR_I32,
+    TENSOR_U64,
+    TENSOR_I64,
     TENSOR_DTYPES
 };
 
@@ -46,9 +59,9 @@ struct safetensors {
     struct tensor_view *tensor; /* [count], ascending by offset */
     const uint8_t *map;         /* [map_bytes], PROT_READ */
     size_t map_bytes;
-    size_t header_bytes;        /* 8-byte length + JSON: data starts here */
-    char *names;                /* pool behind tensor[].name */
-    bool mapped;                /* map is ours to unmap */
+    size_t header_bytes; /* 8-byte length + JSON: data starts here */
+    char *names;         /* pool behind tensor[].name */
+    bool mapped;         /* map is ours to unmap */
 };
 
 /* Maps a file of at least 8 bytes and looks no further: no tensors, header_bytes 0. */

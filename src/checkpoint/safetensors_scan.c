@@ -22,8 +22,7 @@ struct scan {
 
 static void skip_blanks(struct scan *s)
 {
-    while (s->at < s->end &&
-           (*s->at == ' ' || *s->at == '\n' || *s->at == '\t' || *s->at == '\r'))
+    while (s->at < s->end && (*s->at == ' ' || *s->at == '\n' || *s->at == '\t' || *s->at == '\r'))
         s->at++;
 }
 

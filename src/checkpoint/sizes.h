@@ -10,8 +10,8 @@ struct model_sizes {
     int64_t params[PART_COUNT]; /* elements, scales not counted */
     int64_t bytes[PART_COUNT];  /* as stored, FP8 scales included */
     int64_t params_total, bytes_total;
-    int64_t params_active;      /* used by one token: all but the experts not chosen */
-    int64_t expert_bytes;       /* one routed expert of one layer (the largest) */
+    int64_t params_active; /* used by one token: all but the experts not chosen */
+    int64_t expert_bytes;  /* one routed expert of one layer (the largest) */
     int moe_layers;
 };
 

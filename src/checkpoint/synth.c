@@ -30,10 +30,10 @@ enum {
 enum fill { FILL_VALUES, FILL_SCALES };
 
 struct fill_job {
-    int id;                /* writer's number */
+    int id; /* writer's number */
     enum fill fill;
     enum tensor_dtype dtype;
-    uint64_t key;          /* of the random numbers */
+    uint64_t key; /* of the random numbers */
     size_t elements;
     double mean, deviation; /* FILL_VALUES; FILL_SCALES: deviation of the weight it belongs to */
 };
@@ -105,16 +105,16 @@ static void make_table(const struct fill_job *j, uint32_t table[SUMS])
 }
 
 /* Elements first .. first + n, first even. */
-#define FILL_LOOP(type)                                                              \
-    do {                                                                             \
-        type *out = (type *)buf;                                                     \
-        for (size_t i = 0; i < n; i += 2) {                                          \
-            uint64_t r = rng_u64(j->key, (first + i) / 2);                           \
+#define FILL_LOOP(type)                                                                    \
+    do {                                                                                   \
+        type *out = (type *)buf;                                                           \
+        for (size_t i = 0; i < n; i += 2) {                                                \
+            uint64_t r = rng_u64(j->key, (first + i) / 2);                                 \
             uint64_t pairs = (r & 0x00ff00ff00ff00ffu) + ((r >> 8) & 0x00ff00ff00ff00ffu); \
-            uint32_t lo = (uint32_t)pairs, hi = (uint32_t)(pairs >> 32);             \
-            out[i] = (type)table[(lo & 0xffff) + (lo >> 16)];                        \
-            if (i + 1 < n) out[i + 1] = (type)table[(hi & 0xffff) + (hi >> 16)];     \
-        }                                                                            \
+            uint32_t lo = (uint32_t)pairs, hi = (uint32_t)(pairs >> 32);                   \
+            out[i] = (type)table[(lo & 0xffff) + (lo >> 16)];                              \
+            if (i + 1 < n) out[i + 1] = (type)table[(hi & 0xffff) + (hi >> 16)];           \
+        }                                                                                  \
     } while (0)
 
 static void fill_values(const struct fill_job *j, const uint32_t *table, size_t first, size_t n,
@@ -139,8 +139,8 @@ static void fill_scales(const struct fill_job *j, bool ue8m0, size_t first, size
     }
 }
 
-static enum status fill_chunk(const struct plan *p, const struct fill_job *j,
-                              const uint32_t *table, size_t first, void *buf)
+static enum status fill_chunk(const struct plan *p, const struct fill_job *j, const uint32_t *table,
+                              size_t first, void *buf)
 {
     size_t n = j->elements - first < CHUNK_ELEMENTS ? j->elements - first : CHUNK_ELEMENTS;
     size_t width = tensor_dtype_bytes(j->dtype);
@@ -201,8 +201,10 @@ static enum status refuse_overwrite(const char *dir)
         char path[4096];
         snprintf(path, sizeof path, "%s/%s", dir, files[i]);
         if (access(path, F_OK) == 0)
-            return error_set(ERR_INPUT, "%s exists: choose another --out, or --force to replace "
-                             "that checkpoint", path);
+            return error_set(ERR_INPUT,
+                             "%s exists: choose another --out, or --force to replace "
+                             "that checkpoint",
+                             path);
     }
     return OK;
 }
@@ -213,9 +215,9 @@ enum status synth_write(const char *dir, const struct model_config *cfg,
     struct model_config c = *cfg;
     struct plan p = {.opt = opt};
     bool fp8 = opt->dtype == TENSOR_E4M3;
-    const char *dtype = opt->dtype == TENSOR_F16 ? "float16" :
-                        opt->dtype == TENSOR_F32 ? "float32" :
-                                                   "bfloat16";
+    const char *dtype = opt->dtype == TENSOR_F16   ? "float16"
+                        : opt->dtype == TENSOR_F32 ? "float32"
+                                                   : "bfloat16";
     snprintf(c.dtype, sizeof c.dtype, "%s", dtype);
     c.quant = (struct model_quant){.fp8 = fp8, .ue8m0 = fp8 && opt->ue8m0};
     TRY(model_config_validate("model make", &c));

@@ -17,8 +17,8 @@ struct synth_options {
     bool ue8m0;              /* E4M3: power-of-two scales */
     int shards;
     uint64_t seed;
-    bool force;              /* replace a checkpoint that is already there */
-    int threads;             /* 0: as OpenMP decides */
+    bool force;  /* replace a checkpoint that is already there */
+    int threads; /* 0: as OpenMP decides */
 };
 
 /* The shapes of a published model: "deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "kimi-k2",

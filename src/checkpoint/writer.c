@@ -134,9 +134,9 @@ static char *header_text(const struct writer *w, int shard)
         if (t->shard != shard) continue;
         json_t *shape = json_array();
         for (int d = 0; d < t->rank; d++) json_array_append_new(shape, json_integer(t->shape[d]));
-        json_t *entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", tensor_dtype_name(t->dtype),
-                                  "shape", shape, "data_offsets", (json_int_t)t->offset,
-                                  (json_int_t)(t->offset + t->bytes));
+        json_t *entry =
+            json_pack("{s:s, s:o, s:[I, I]}", "dtype", tensor_dtype_name(t->dtype), "shape", shape,
+                      "data_offsets", (json_int_t)t->offset, (json_int_t)(t->offset + t->bytes));
         json_object_set_new(root, t->name, entry);
     }
     char *text = json_dumps(root, JSON_COMPACT);
@@ -162,9 +162,9 @@ static enum status write_all(int fd, const char *path, const void *data, size_t 
 static enum status create_shard(struct writer *w, int number)
 {
     struct shard *s = &w->shard[number];
-    int named = w->shards == 1 ? asprintf(&s->name, "model.safetensors")
-                               : asprintf(&s->name, "model-%05d-of-%05d.safetensors", number + 1,
-                                          w->shards);
+    int named = w->shards == 1
+                    ? asprintf(&s->name, "model.safetensors")
+                    : asprintf(&s->name, "model-%05d-of-%05d.safetensors", number + 1, w->shards);
     if (named < 0 || asprintf(&s->temp, "%s/.%s.%ld", w->dir, s->name, (long)getpid()) < 0)
         return no_memory(w);
     s->fd = open(s->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);

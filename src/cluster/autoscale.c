@@ -118,8 +118,8 @@ enum status node_plan_read_steps(struct node_plan *p, const char *path, int grou
             st = error_set(ERR_INPUT, "%s:%d: %g h: steps begin at 0, ascend, and are at most %d",
                            path, line_no, start, PLAN_MAX_STEPS - 1);
         if (st == OK)
-            st = node_plan_units_for(p, nodes, group_prefill, group_decode, &s->prefill,
-                                     &s->decode);
+            st =
+                node_plan_units_for(p, nodes, group_prefill, group_decode, &s->prefill, &s->decode);
         p->n_steps++;
     }
     fclose(f);
@@ -141,7 +141,10 @@ static bool serve_first(struct plan_units *u, int now, int soon, double t)
     bool changed = false;
     for (int i = 0; i < u->role.max_units; i++)
         changed |= set_state(u, u->order[i],
-                             i >= now ? UNIT_OFF : i >= soon ? UNIT_DRAINING : UNIT_SERVING, t);
+                             i >= now    ? UNIT_OFF
+                             : i >= soon ? UNIT_DRAINING
+                                         : UNIT_SERVING,
+                             t);
     u->wanted = now;
     return changed;
 }
@@ -167,15 +170,19 @@ static bool advance_auto(struct plan_units *u, const struct autoscale_params *a,
             if (i < u->wanted) changed |= set_state(u, unit, UNIT_STARTING, t);
             break;
         case UNIT_STARTING:
-            if (i >= u->wanted) changed |= set_state(u, unit, UNIT_OFF, t);
-            else if (age >= a->startup_s) changed |= set_state(u, unit, UNIT_SERVING, t);
+            if (i >= u->wanted)
+                changed |= set_state(u, unit, UNIT_OFF, t);
+            else if (age >= a->startup_s)
+                changed |= set_state(u, unit, UNIT_SERVING, t);
             break;
         case UNIT_SERVING:
             if (i >= u->wanted) changed |= set_state(u, unit, UNIT_DRAINING, t);
             break;
         default: /* draining: back to work, or time is up */
-            if (i < u->wanted) changed |= set_state(u, unit, UNIT_SERVING, t);
-            else if (age >= a->drain_s) changed |= set_state(u, unit, UNIT_OFF, t);
+            if (i < u->wanted)
+                changed |= set_state(u, unit, UNIT_SERVING, t);
+            else if (age >= a->drain_s)
+                changed |= set_state(u, unit, UNIT_OFF, t);
         }
     }
     return changed;

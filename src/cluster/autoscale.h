@@ -26,28 +26,28 @@ enum unit_state { UNIT_OFF, UNIT_STARTING, UNIT_SERVING, UNIT_DRAINING };
 
 struct plan_role {
     int max_units, min_units, start_units;
-    int nodes;            /* of one unit */
-    double capacity;      /* load that one unit serves within the SLO, per second; autoscaled */
+    int nodes;       /* of one unit */
+    double capacity; /* load that one unit serves within the SLO, per second; autoscaled */
 };
 
 struct plan_step {
-    double start_s;       /* since the start of the day */
-    int prefill, decode;  /* units from here on */
+    double start_s;      /* since the start of the day */
+    int prefill, decode; /* units from here on */
 };
 
 struct autoscale_params {
     double interval_s, startup_s, drain_s;
-    double headroom;      /* units are ordered for demand x headroom */
-    double keep_s;        /* fewer units only when fewer would have done for so long */
+    double headroom; /* units are ordered for demand x headroom */
+    double keep_s;   /* fewer units only when fewer would have done for so long */
 };
 
-struct plan_units {       /* of one role */
+struct plan_units { /* of one role */
     struct plan_role role;
-    uint8_t *state;       /* [max_units] enum unit_state */
-    double *since;        /* [max_units] s, of that state */
-    int *order;           /* [max_units] */
+    uint8_t *state; /* [max_units] enum unit_state */
+    double *since;  /* [max_units] s, of that state */
+    int *order;     /* [max_units] */
     int wanted;
-    double fewer_since;   /* s; since when fewer than `wanted` would do */
+    double fewer_since; /* s; since when fewer than `wanted` would do */
 };
 
 struct node_plan {
@@ -58,7 +58,7 @@ struct node_plan {
     struct autoscale_params scale;
     struct forecast *forecast[2]; /* prefill and decode demand; borrowed, autoscaled only */
     double seen_load[2];
-    int seen;             /* minutes in seen_load since the last interval */
+    int seen; /* minutes in seen_load since the last interval */
 };
 
 enum status node_plan_init(struct node_plan *p, enum plan_mode mode,

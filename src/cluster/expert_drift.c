@@ -10,9 +10,9 @@
 struct walk {
     const struct expert_drift_params *p;
     const struct eplb_shape *shape;
-    size_t n;             /* layers x experts */
-    double *x;            /* [n] log popularity */
-    float *load, *seen;   /* [n] of this minute; of the interval, summed */
+    size_t n;           /* layers x experts */
+    double *x;          /* [n] log popularity */
+    float *load, *seen; /* [n] of this minute; of the interval, summed */
     uint64_t drawn;
 };
 
@@ -77,8 +77,7 @@ enum status expert_drift_run(const struct expert_drift_params *p, const struct e
                              int minutes, struct expert_drift *d)
 {
     memset(d, 0, sizeof *d);
-    struct walk w = {.p = p, .shape = shape,
-                     .n = (size_t)shape->layers * (size_t)shape->experts};
+    struct walk w = {.p = p, .shape = shape, .n = (size_t)shape->layers * (size_t)shape->experts};
     d->minutes = minutes;
     d->imbalance = calloc((size_t)minutes, 2 * sizeof *d->imbalance);
     d->never = d->imbalance + minutes;

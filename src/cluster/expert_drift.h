@@ -20,15 +20,15 @@
 struct expert_drift_params {
     double sigma, tau_s, replan_s; /* replan_s: whole minutes; 0: never */
     uint64_t seed;
-    const float *base;             /* [base_layers, experts] a measured load that the popularity
+    const float *base; /* [base_layers, experts] a measured load that the popularity
                                     * multiplies, layer by layer in turn; NULL: even. Borrowed */
     int base_layers;
 };
 
 struct expert_drift {
     int minutes;
-    float *imbalance;     /* [minutes] with the plan in force; owned */
-    float *never;         /* [minutes] had the first plan stayed; owned with it */
+    float *imbalance; /* [minutes] with the plan in force; owned */
+    float *never;     /* [minutes] had the first plan stayed; owned with it */
     int replans;
     double before, after; /* means over the re-plans, of the minute at which they happen */
 };

@@ -87,8 +87,7 @@ static double smooth_history(struct forecast *f, const double *value, int n, int
     f->level = sum / day;
     f->slope = 0;
     memset(f->season, 0, sizeof f->season);
-    for (int i = 0; i < day; i++)
-        f->season[(first_slot + i) % f->per_day] = value[i] - f->level;
+    for (int i = 0; i < day; i++) f->season[(first_slot + i) % f->per_day] = value[i] - f->level;
     for (int i = day; i < n; i++) {
         f->slot = (first_slot + i) % f->per_day;
         if (i + f->lead - 1 < n) {

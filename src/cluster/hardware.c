@@ -12,19 +12,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NUM(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct hardware, f), .def = d, \
-     .min = lo, .max = hi, .unit = u, .doc = text}
-#define INT(k, f, d, lo, hi, text) \
-    {.key = k, .type = OPTION_INT, .offset = offsetof(struct hardware, f), .def = d, .min = lo, \
-     .max = hi, .unit = "", .doc = text}
-#define TEXT(k, f, text) \
-    {.key = k, .type = OPTION_STRING, .offset = offsetof(struct hardware, f), \
-     .bytes = sizeof((struct hardware *)0)->f, .def = "", .unit = "", .doc = text}
-#define FACTOR(k, text) \
-    NUM("calibrated." #k, calibrated.k, "1", 0.1, 10, "", text)
-#define EXTRA(k, u, text) \
-    NUM("calibrated." #k, calibrated.k, "0", 0, 1e6, u, text)
+#define NUM(k, f, d, lo, hi, u, text)                                                      \
+    {                                                                                      \
+        .key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct hardware, f), .def = d, \
+        .min = lo, .max = hi, .unit = u, .doc = text                                       \
+    }
+#define INT(k, f, d, lo, hi, text)                                                                 \
+    {                                                                                              \
+        .key = k, .type = OPTION_INT, .offset = offsetof(struct hardware, f), .def = d, .min = lo, \
+        .max = hi, .unit = "", .doc = text                                                         \
+    }
+#define TEXT(k, f, text)                                                             \
+    {                                                                                \
+        .key = k, .type = OPTION_STRING, .offset = offsetof(struct hardware, f),     \
+        .bytes = sizeof((struct hardware *)0)->f, .def = "", .unit = "", .doc = text \
+    }
+#define FACTOR(k, text) NUM("calibrated." #k, calibrated.k, "1", 0.1, 10, "", text)
+#define EXTRA(k, u, text) NUM("calibrated." #k, calibrated.k, "0", 0, 1e6, u, text)
 
 static const struct option rows[] = {
     TEXT("name", name, "what the tables call it"),
@@ -47,8 +51,11 @@ static const struct option rows[] = {
     NUM("share.core_prefill", share.core_prefill, "0.6", 0.01, 1, "", "of the BF16 peak"),
     NUM("share.core_decode", share.core_decode, "0.6", 0.01, 1, "", "of the BF16 peak"),
     NUM("share.launch_us", share.launch_us, "2", 0, 1e6, "us", "shortest kernel"),
-    {.key = "expert_rows_whole", .type = OPTION_BOOL,
-     .offset = offsetof(struct hardware, expert_rows_whole), .def = "false", .unit = "",
+    {.key = "expert_rows_whole",
+     .type = OPTION_BOOL,
+     .offset = offsetof(struct hardware, expert_rows_whole),
+     .def = "false",
+     .unit = "",
      .doc = "the table's expert rows hold activation, quantisation and permutation too"},
     NUM("attention.decode_gb_s", attention.decode_gb_s, "0", 0, 1e6, "GB/s", "KV read"),
     NUM("attention.decode_tflops", attention.decode_tflops, "0", 0, 1e6, "TFLOP/s", "absorbed"),
@@ -83,8 +90,8 @@ static const struct option_table table = {
     .what = "hardware file", .options = rows, .n = sizeof rows / sizeof *rows};
 
 static const char *const op_names[HW_OP_COUNT] = {
-    "gemm_fp8", "gemm_bf16", "grouped", "masked", "mla_prefill", "mla_decode", "ll_dispatch",
-    "ll_combine", "normal_dispatch", "normal_combine"};
+    "gemm_fp8",   "gemm_bf16",   "grouped",    "masked",          "mla_prefill",
+    "mla_decode", "ll_dispatch", "ll_combine", "normal_dispatch", "normal_combine"};
 
 const char *hw_op_name(enum hw_op op)
 {
@@ -118,7 +125,9 @@ static enum status convert(const char *path, int line, const char *unit, struct 
         return OK;
     }
     return error_set(ERR_INPUT, "%s:%d: unit %s, expected %s for %s", path, line, unit,
-                     normal ? "gb_s" : p->op <= HW_MASKED ? "us or tflops" : "us",
+                     normal               ? "gb_s"
+                     : p->op <= HW_MASKED ? "us or tflops"
+                                          : "us",
                      op_names[p->op]);
 }
 
@@ -173,10 +182,12 @@ static enum status read_points(const char *path, struct hardware *hw)
 /* Without these no time can be given. */
 static enum status check_given(const char *path, const struct hardware *hw)
 {
-    const struct { const char *key; double v; } must[] = {
-        {"memory_bytes", hw->memory_bytes}, {"hbm_gb_s", hw->hbm_gb_s},
-        {"fp8_tflops", hw->fp8_tflops}, {"bf16_tflops", hw->bf16_tflops},
-        {"nvlink_gb_s", hw->nvlink_gb_s}, {"rdma_gb_s", hw->rdma_gb_s}};
+    const struct {
+        const char *key;
+        double v;
+    } must[] = {{"memory_bytes", hw->memory_bytes}, {"hbm_gb_s", hw->hbm_gb_s},
+                {"fp8_tflops", hw->fp8_tflops},     {"bf16_tflops", hw->bf16_tflops},
+                {"nvlink_gb_s", hw->nvlink_gb_s},   {"rdma_gb_s", hw->rdma_gb_s}};
     for (size_t i = 0; i < sizeof must / sizeof *must; i++)
         if (must[i].v <= 0)
             return error_set(ERR_INPUT, "%s: %s is missing, expected a number > 0", path,

@@ -16,16 +16,16 @@
 /* A measured point's kind, and what its columns a, b, c, d mean. The value column is `us`,
  * `tflops` (2 n k m of all groups, converted) or, for all-to-all in normal mode, `gb_s`. */
 enum hw_op {
-    HW_GEMM_FP8,       /* n, k, m, -: block-scaled FP8, dense */
-    HW_GEMM_BF16,      /* n, k, m, - */
-    HW_GROUPED,        /* n, k, m of each group, groups: contiguous layout (prefill) */
-    HW_MASKED,         /* n, k, m of each group, groups: masked layout (decode) */
-    HW_MLA_PREFILL,    /* heads, tokens of a prompt, prompts, cached tokens of each */
-    HW_MLA_DECODE,     /* heads, kv tokens, requests, query tokens of a request */
-    HW_LL_DISPATCH,    /* ep, tokens a rank, hidden, top-k */
-    HW_LL_COMBINE,     /* ep, tokens a rank, hidden, top-k */
-    HW_NORMAL_DISPATCH,/* ep, tokens a rank, hidden, groups kept (topk_group): logical GB/s */
-    HW_NORMAL_COMBINE, /* the same */
+    HW_GEMM_FP8,        /* n, k, m, -: block-scaled FP8, dense */
+    HW_GEMM_BF16,       /* n, k, m, - */
+    HW_GROUPED,         /* n, k, m of each group, groups: contiguous layout (prefill) */
+    HW_MASKED,          /* n, k, m of each group, groups: masked layout (decode) */
+    HW_MLA_PREFILL,     /* heads, tokens of a prompt, prompts, cached tokens of each */
+    HW_MLA_DECODE,      /* heads, kv tokens, requests, query tokens of a request */
+    HW_LL_DISPATCH,     /* ep, tokens a rank, hidden, top-k */
+    HW_LL_COMBINE,      /* ep, tokens a rank, hidden, top-k */
+    HW_NORMAL_DISPATCH, /* ep, tokens a rank, hidden, groups kept (topk_group): logical GB/s */
+    HW_NORMAL_COMBINE,  /* the same */
     HW_OP_COUNT
 };
 
@@ -39,40 +39,40 @@ enum { HW_NAME_BYTES = 64, HW_TEXT_BYTES = 512 };
 
 struct hardware {
     char name[HW_NAME_BYTES];
-    char source[HW_TEXT_BYTES];  /* where the figures come from, in a line */
-    char tables[HW_TEXT_BYTES];  /* CSV beside the YAML; "" none */
-    int gpus_per_node;           /* GPUs behind one network box: where `nodes` are counted */
-    int nvlink_domain;           /* that reach each other without the network */
+    char source[HW_TEXT_BYTES]; /* where the figures come from, in a line */
+    char tables[HW_TEXT_BYTES]; /* CSV beside the YAML; "" none */
+    int gpus_per_node;          /* GPUs behind one network box: where `nodes` are counted */
+    int nvlink_domain;          /* that reach each other without the network */
     int sms;
     double memory_bytes, reserve_bytes;
     double hbm_gb_s;
-    double fp8_tflops, bf16_tflops;    /* dense peaks */
-    double nvlink_gb_s, rdma_gb_s;     /* usable, one direction, a GPU */
-    struct {                     /* shares of the peaks where no measured point speaks */
+    double fp8_tflops, bf16_tflops; /* dense peaks */
+    double nvlink_gb_s, rdma_gb_s;  /* usable, one direction, a GPU */
+    struct {                        /* shares of the peaks where no measured point speaks */
         double gemm_fp8, gemm_bf16, grouped, hbm, core_prefill, core_decode;
-        double launch_us;        /* shortest kernel */
+        double launch_us; /* shortest kernel */
     } share;
-    bool expert_rows_whole;      /* HW_GROUPED and HW_MASKED points time the whole expert layer:
+    bool expert_rows_whole; /* HW_GROUPED and HW_MASKED points time the whole expert layer:
                                   * activation, quantisation and permutation with the products */
     struct {
-        double decode_gb_s;      /* KV read by MLA decode; 0: share.hbm of the peak */
-        double decode_tflops;    /* 0: share.core_decode of the peak */
-        double prefill_tflops;   /* 0: share.core_prefill of the peak */
+        double decode_gb_s;    /* KV read by MLA decode; 0: share.hbm of the peak */
+        double decode_tflops;  /* 0: share.core_decode of the peak */
+        double prefill_tflops; /* 0: share.core_prefill of the peak */
     } attention;
     struct {
-        int comm_sms_prefill;    /* SMs that normal-mode all-to-all takes from computation */
-        double ll_fixed_us;      /* low latency without any row, where no point speaks */
+        int comm_sms_prefill; /* SMs that normal-mode all-to-all takes from computation */
+        double ll_fixed_us;   /* low latency without any row, where no point speaks */
     } comm;
-    struct {                     /* level `calibrated` only; 1 or 0 where a trace says nothing */
+    struct { /* level `calibrated` only; 1 or 0 where a trace says nothing */
         double gemm_prefill, grouped_prefill, shared_prefill, core_prefill; /* factors */
         double elementwise_attn_us_per_token, elementwise_mlp_us_per_row;
         double gemm_decode, masked_decode, core_decode;
         double elementwise_attn_decode_us, elementwise_gate_decode_us, silu_decode_us;
-        double ll_dispatch, ll_combine, normal_dispatch, normal_combine;    /* contention */
+        double ll_dispatch, ll_combine, normal_dispatch, normal_combine; /* contention */
         double gap_decode_us, gap_prefill_us;   /* between a micro-batch's ops of a layer */
         double step_decode_ms, step_prefill_ms; /* host, sampling, sync */
     } calibrated;
-    struct hw_point *points;     /* [n_points] sorted by op, a, b, d, c; owned */
+    struct hw_point *points; /* [n_points] sorted by op, a, b, d, c; owned */
     int n_points;
 };
 

@@ -14,9 +14,9 @@
 /* How a call finds the host. */
 struct host_view {
     const struct host_speed *s;
-    double threads; /* of the rank */
-    double all;     /* 0: one core of the host is busy .. 1: all are */
-    double cold;    /* 0: weights come from a cache .. 1: from memory */
+    double threads;  /* of the rank */
+    double all;      /* 0: one core of the host is busy .. 1: all are */
+    double cold;     /* 0: weights come from a cache .. 1: from memory */
     double busy, mb; /* as host_view_make was asked */
 };
 

@@ -10,8 +10,8 @@ static void add_mtp(const struct model_config *m, const struct memory_setup *s,
 {
     double per = m->quant.fp8 ? 1 : 2, layers = m->layers;
     double shared = z->moe_layers ? (double)z->bytes[PART_SHARED] / z->moe_layers : 0;
-    out->replicated += (double)z->bytes[PART_ATTENTION] / layers + shared +
-                       2.0 * m->hidden * m->hidden * per;
+    out->replicated +=
+        (double)z->bytes[PART_ATTENTION] / layers + shared + 2.0 * m->hidden * m->hidden * per;
     out->routed += (double)s->slots_per_gpu * z->expert_bytes;
 }
 

@@ -14,20 +14,20 @@
 struct memory_setup {
     bool decode, mtp;
     int ep, slots_per_gpu, micro_batches;
-    int max_batch;    /* decode: requests of a GPU */
-    int chunk_tokens; /* prefill: tokens of a GPU and step */
+    int max_batch;                   /* decode: requests of a GPU */
+    int chunk_tokens;                /* prefill: tokens of a GPU and step */
     const struct model_sizes *sizes; /* of the model, borrowed; NULL: worked out here, slowly */
 };
 
 struct unit_memory {
-    double replicated; /* attention, shared experts, dense layers, gate, norms, embed, head */
-    double routed;     /* expert slots */
-    double absorbed;   /* decode: W_UK and W_UV in BF16; MTP module */
-    double comm;       /* all-to-all buffers */
-    double activation; /* workspace of the largest step */
-    double reserve;    /* runtime: hardware file's reserve */
-    double capacity;   /* of the GPU */
-    double kv;         /* what is left for KV pages */
+    double replicated;   /* attention, shared experts, dense layers, gate, norms, embed, head */
+    double routed;       /* expert slots */
+    double absorbed;     /* decode: W_UK and W_UV in BF16; MTP module */
+    double comm;         /* all-to-all buffers */
+    double activation;   /* workspace of the largest step */
+    double reserve;      /* runtime: hardware file's reserve */
+    double capacity;     /* of the GPU */
+    double kv;           /* what is left for KV pages */
     double kv_per_token; /* bytes of one token over all layers, MTP's included */
 };
 

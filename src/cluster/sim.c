@@ -93,8 +93,8 @@ static enum status trace_cached_tokens(struct sim *s, const struct trace_row *ro
     }
     for (uint32_t i = 0; i < n; i++)
         s->trace_chain[i] = hash128(&id[i], sizeof id[i], (struct hash128){0, 0});
-    *out = TRACE_BLOCK_TOKENS * disk_index_replay(s->trace_cache, s->trace_chain, n,
-                                                  (uint32_t)capacity, row->t_s);
+    *out = TRACE_BLOCK_TOKENS *
+           disk_index_replay(s->trace_cache, s->trace_chain, n, (uint32_t)capacity, row->t_s);
     return OK;
 }
 
@@ -126,8 +126,7 @@ static enum status arrivals(struct sim *s)
     double fresh = rate * (s->t1 - s->t0) - (double)s->view[HEAD_DUE] + s->owed;
     s->owed = fresh < 0 ? fresh : 0; /* more came back than the curve asks for: fewer later */
     if (fresh < 0) fresh = 0;
-    for (int d = s->d0; d < s->d1; d++)
-        TRY(lane_arrivals(s, &s->lane[d - s->d0], fresh / s->nd));
+    for (int d = s->d0; d < s->d1; d++) TRY(lane_arrivals(s, &s->lane[d - s->d0], fresh / s->nd));
     return OK;
 }
 
@@ -168,8 +167,7 @@ static enum status run_epoch(struct sim *s)
     for (int i = s->d0; i < s->d1; i++)
         s->head[HEAD_LOADS + s->np + i] += decode_unit_load(s, &s->decode[i - s->d0]);
     for (int i = 0; i < s->d1 - s->d0; i++)
-        TRY(sim_wheel_due(&s->pool, &s->lane[i].wheel, (uint64_t)s->epoch + 1,
-                          &s->head[HEAD_DUE]));
+        TRY(sim_wheel_due(&s->pool, &s->lane[i].wheel, (uint64_t)s->epoch + 1, &s->head[HEAD_DUE]));
     sim_cache_head(s);
     TRY(sim_route_exchange(s));
     sim_cache_evict(s);
@@ -260,8 +258,7 @@ static enum status allocate(struct sim *s)
     r->ttft_hist = calloc((size_t)r->hours * SIM_HIST, sizeof *r->ttft_hist);
     r->tpot_hist = calloc((size_t)r->hours * SIM_HIST, sizeof *r->tpot_hist);
     if (!s->prefill || !s->decode || !s->lane || !s->out || !s->send || !s->recv || !s->head ||
-        !s->view || !s->cache || !r->minute || !r->unit || !r->ttft_hist ||
-        !r->tpot_hist)
+        !s->view || !s->cache || !r->minute || !r->unit || !r->ttft_hist || !r->tpot_hist)
         return error_set(ERR_RESOURCE, "no memory for the simulation");
     for (int i = s->p0; i < s->p1; i++) TRY(prefill_unit_init(s, &s->prefill[i - s->p0], i));
     for (int i = s->d0; i < s->d1; i++) {
@@ -303,12 +300,12 @@ static enum status begin(struct sim *s)
         return error_set(ERR_INPUT, "%g hours and %g s of warm-up: at most 35 hours in all",
                          c->hours, c->warmup_s);
     if (!c->trace)
-        s->rate = c->requests / (c->hours * 3600) /
-                  arrival_curve_mean(c->curve, c->start_hour, c->hours);
+        s->rate =
+            c->requests / (c->hours * 3600) / arrival_curve_mean(c->curve, c->start_hour, c->hours);
     s->epochs_per_tick = 1e3 / SIM_TICKS_PER_S / (double)s->epoch_ms;
     s->tps_q10 = (int)lrint(c->tokens_per_step * 1024);
-    s->mean_output = c->trace ? c->trace->output_tokens / (double)c->trace->n
-                              : c->workload->mean_output;
+    s->mean_output =
+        c->trace ? c->trace->output_tokens / (double)c->trace->n : c->workload->mean_output;
     double prompt = c->trace ? c->trace->prompt_tokens / (double)c->trace->n
                              : c->workload->session.first_tokens;
     s->pages_per_request = (int64_t)((prompt + s->mean_output) / WORKLOAD_PAGE_TOKENS) + 1;
@@ -324,9 +321,8 @@ static void end(struct sim *s)
         for (int b = 0; b < BOXES; b++) free(s->out[q].r[b]);
         free(s->out[q].message);
     }
-    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next, s->out,
-                     s->send, s->recv, s->head, s->view, s->cache, s->trace_chain,
-                     s->scratch};
+    void *owned[] = {s->prefill, s->decode, s->lane, s->pool.r, s->pool.next,   s->out,    s->send,
+                     s->recv,    s->head,   s->view, s->cache,  s->trace_chain, s->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     disk_index_free(s->trace_cache);
 }
@@ -361,8 +357,8 @@ static enum status total(struct sim *s)
     r->peak_bytes = v[1];
     for (int m = 0; m < r->minutes; m++)
         for (int c = 0; c < SIM_COUNTERS; c++)
-            r->total[c] = c < SIM_PREFILL_QUEUE ? r->total[c] + r->minute[m].n[c]
-                                                : r->minute[m].n[c];
+            r->total[c] =
+                c < SIM_PREFILL_QUEUE ? r->total[c] + r->minute[m].n[c] : r->minute[m].n[c];
     return OK;
 }
 
@@ -413,8 +409,7 @@ static enum status all_epochs(struct sim *s)
     return OK;
 }
 
-enum status sim_run(const struct sim_config *cfg, const struct exchange *ex,
-                    struct sim_result *out)
+enum status sim_run(const struct sim_config *cfg, const struct exchange *ex, struct sim_result *out)
 {
     memset(out, 0, sizeof *out);
     struct sim *s = calloc(1, sizeof *s);

@@ -49,10 +49,10 @@ struct sim_role {
  * linear between those of a few imbalances. Borrowed. */
 enum { SIM_EXPERT_TABLES = 4 };
 struct sim_experts {
-    int minutes;                      /* warm-up included */
-    const float *imbalance[2];        /* [minutes] prefill, decode */
-    double at[SIM_EXPERT_TABLES];     /* ascending */
-    const struct sim_time *table[2];  /* [SIM_EXPERT_TABLES] step times at these */
+    int minutes;                     /* warm-up included */
+    const float *imbalance[2];       /* [minutes] prefill, decode */
+    double at[SIM_EXPERT_TABLES];    /* ascending */
+    const struct sim_time *table[2]; /* [SIM_EXPERT_TABLES] step times at these */
 };
 
 struct sim_config {
@@ -64,36 +64,57 @@ struct sim_config {
     double hours, warmup_s, epoch_s;
     uint64_t seed;
     struct sim_role prefill, decode;
-    const struct sim_experts *experts;  /* NULL: the roles' own times all day */
-    double tokens_per_step;             /* of a decoding request; above 1 with MTP */
-    double kv_pages_per_gpu;            /* decode; pages of WORKLOAD_PAGE_TOKENS */
-    double high_water;                  /* share of the pages that admission may promise */
-    double cache_pages;                 /* of the prefix cache; 0: forgets nothing. A trace's blocks
+    const struct sim_experts *experts; /* NULL: the roles' own times all day */
+    double tokens_per_step;            /* of a decoding request; above 1 with MTP */
+    double kv_pages_per_gpu;           /* decode; pages of WORKLOAD_PAGE_TOKENS */
+    double high_water;                 /* share of the pages that admission may promise */
+    double cache_pages;                /* of the prefix cache; 0: forgets nothing. A trace's blocks
                                          * go by kvcache/disk_index, sessions by last use */
-    struct node_plan *plan;             /* which units are in service when; borrowed, advanced */
-    double progress_s;                  /* wall seconds between lines; 0: none */
+    struct node_plan *plan;            /* which units are in service when; borrowed, advanced */
+    double progress_s;                 /* wall seconds between lines; 0: none */
 };
 
 /* What happened in a minute, all units together. Integers, summed over ranks. Tokens with MTP
  * are counted in 1/1024. */
 enum sim_counter {
-    SIM_ARRIVALS, SIM_STARTED_SESSIONS, SIM_HIT, SIM_MISS, SIM_OUTPUT_Q10, SIM_KV_READ_Q10,
-    SIM_PREFILL_BUSY_US, SIM_DECODE_BUSY_US, SIM_PREFILL_STEPS, SIM_DECODE_STEPS,
-    SIM_FINISHED, SIM_TTFT_TICKS, SIM_TTFT_COUNT, SIM_TPOT_TICKS, SIM_TPOT_TOKENS,
-    SIM_MOVED, SIM_CACHE_LOST, SIM_PREEMPTED, SIM_REFUSED,
-    SIM_PREFILL_UNEVEN_Q10, SIM_DECODE_UNEVEN_Q10, /* sums over steps, ranks > 1: step / even */
+    SIM_ARRIVALS,
+    SIM_STARTED_SESSIONS,
+    SIM_HIT,
+    SIM_MISS,
+    SIM_OUTPUT_Q10,
+    SIM_KV_READ_Q10,
+    SIM_PREFILL_BUSY_US,
+    SIM_DECODE_BUSY_US,
+    SIM_PREFILL_STEPS,
+    SIM_DECODE_STEPS,
+    SIM_FINISHED,
+    SIM_TTFT_TICKS,
+    SIM_TTFT_COUNT,
+    SIM_TPOT_TICKS,
+    SIM_TPOT_TOKENS,
+    SIM_MOVED,
+    SIM_CACHE_LOST,
+    SIM_PREEMPTED,
+    SIM_REFUSED,
+    SIM_PREFILL_UNEVEN_Q10,
+    SIM_DECODE_UNEVEN_Q10, /* sums over steps, ranks > 1: step / even */
     /* states at the end of the minute */
-    SIM_PREFILL_QUEUE, SIM_PREFILL_QUEUE_TOKENS, SIM_DECODE_WAITING, SIM_DECODE_RUNNING,
+    SIM_PREFILL_QUEUE,
+    SIM_PREFILL_QUEUE_TOKENS,
+    SIM_DECODE_WAITING,
+    SIM_DECODE_RUNNING,
     SIM_DECODE_ON_HOST,
-    SIM_KV_PAGES, SIM_THINKING, SIM_CACHE_PAGES,
+    SIM_KV_PAGES,
+    SIM_THINKING,
+    SIM_CACHE_PAGES,
     SIM_COUNTERS
 };
 
 struct sim_minute {
     int64_t n[SIM_COUNTERS];
-    int32_t prefill_units, decode_units;   /* that are paid for, at the end of the minute */
+    int32_t prefill_units, decode_units;     /* that are paid for, at the end of the minute */
     int64_t prefill_node_ms, decode_node_ms; /* paid during it */
-    float ttft_s[3], tpot_s[3];            /* p50, p90, p99 of those finished in it; NaN */
+    float ttft_s[3], tpot_s[3];              /* p50, p90, p99 of those finished in it; NaN */
 };
 
 /* A unit's hour. */
@@ -103,13 +124,13 @@ struct sim_unit_hour {
 
 struct sim_result {
     int minutes, hours, units_prefill, units_decode;
-    struct sim_minute *minute;   /* [minutes] */
-    struct sim_unit_hour *unit;  /* [hours, units_prefill + units_decode] */
+    struct sim_minute *minute;      /* [minutes] */
+    struct sim_unit_hour *unit;     /* [hours, units_prefill + units_decode] */
     int64_t *ttft_hist, *tpot_hist; /* [hours, SIM_HIST]: log buckets, see sim_hist_value */
-    int64_t total[SIM_COUNTERS]; /* sums over the minutes (states: of the last) */
-    int64_t requests_simulated;  /* warm-up included, finished or not */
-    int64_t peak_bytes;          /* of the simulation's own tables, all ranks */
-    double wall_s, cpu_s;        /* this rank */
+    int64_t total[SIM_COUNTERS];    /* sums over the minutes (states: of the last) */
+    int64_t requests_simulated;     /* warm-up included, finished or not */
+    int64_t peak_bytes;             /* of the simulation's own tables, all ranks */
+    double wall_s, cpu_s;           /* this rank */
 };
 
 enum status sim_run(const struct sim_config *cfg, const struct exchange *ex,

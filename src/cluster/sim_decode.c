@@ -71,8 +71,7 @@ int64_t decode_unit_pages(const struct decode_unit *u, int ranks)
     return pages;
 }
 
-enum status decode_unit_receive(struct sim *s, struct decode_unit *u,
-                                const struct sim_request *r)
+enum status decode_unit_receive(struct sim *s, struct decode_unit *u, const struct sim_request *r)
 {
     u->waiting_pages += expected_pages(s, r);
     TRY(sim_queue_push(&u->waiting, r));
@@ -96,8 +95,7 @@ static enum status finish(struct sim *s, struct decode_unit *u, struct sim_reque
         s->count[SIM_TPOT_TOKENS] += output - 1;
         s->tpot[sim_hist_bucket(ticks / (output - 1))]++;
     }
-    if (s->recording)
-        s->result->unit[s->hour * (s->np + s->nd) + s->np + u->id].requests++;
+    if (s->recording) s->result->unit[s->hour * (s->np + s->nd) + s->np + u->id].requests++;
     if (s->cfg->trace || !workload_next(s->cfg->workload, r, &think)) return OK;
     r->arrival = end + think;
     int64_t at = (int64_t)(r->arrival * s->epochs_per_tick);
@@ -159,8 +157,10 @@ static enum status admit(struct sim *s, struct decode_unit *u)
         struct sim_request *r = sim_queue_at(&u->waiting, 0);
         uint32_t pages = expected_pages(s, r);
         int rank = 0;
-        if (s->cfg->decode.ranks > 1) rank = decode_balance_pick(&u->balance, pages, r->prompt);
-        else if (!decode_balance_admits(&u->balance, 0, pages, r->prompt)) rank = -1;
+        if (s->cfg->decode.ranks > 1)
+            rank = decode_balance_pick(&u->balance, pages, r->prompt);
+        else if (!decode_balance_admits(&u->balance, 0, pages, r->prompt))
+            rank = -1;
         bool never = r->prompt / WORKLOAD_PAGE_TOKENS >= u->balance.limits.pages;
         if (rank >= 0 && u->rank[rank].running > 0 &&
             rank_pages(&u->rank[rank]) + r->prompt / WORKLOAD_PAGE_TOKENS >=
@@ -193,8 +193,7 @@ static void leave(struct sim *s, struct decode_unit *u, const struct sim_request
     decode_balance_remove(&u->balance, rank, expected_pages(s, r));
 }
 
-void decode_request_stop(struct sim *s, struct decode_unit *u, struct sim_request *r,
-                         int64_t steps)
+void decode_request_stop(struct sim *s, struct decode_unit *u, struct sim_request *r, int64_t steps)
 {
     int rank = r->cached_pages & DECODE_RANK;
     int64_t counted = (steps_for(s, r->left) - steps) * s->tps_q10, tokens = counted / 1024;

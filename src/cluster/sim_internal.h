@@ -50,8 +50,8 @@ struct sim_cursor {
 /* A prefill rank, or the whole unit where requests are not dealt to ranks. */
 struct prefill_rank {
     struct sim_queue queue;
-    uint32_t finishing;   /* requests at the queue's head that the step completes */
-    uint32_t partial;     /* tokens of the next one that it computes */
+    uint32_t finishing;     /* requests at the queue's head that the step completes */
+    uint32_t partial;       /* tokens of the next one that it computes */
     uint64_t tokens, pairs; /* of the step */
 };
 
@@ -60,12 +60,12 @@ struct prefill_unit {
     struct prefill_rank *rank;      /* [prefill.ranks]; owned */
     struct prefill_balance balance; /* over them, when there are several */
     uint32_t queued;
-    int64_t work;         /* queued and unfinished: tokens + pairs / 8192 */
+    int64_t work; /* queued and unfinished: tokens + pairs / 8192 */
     int64_t queued_tokens;
-    double clock;         /* end of the step under way, or idle since */
+    double clock; /* end of the step under way, or idle since */
     bool stepping;
     int64_t step_tokens;
-    uint64_t dealt;       /* requests sent on, for the router's sequence */
+    uint64_t dealt; /* requests sent on, for the router's sequence */
 };
 
 /* A decode rank, or the whole unit where requests are not dealt to ranks. */
@@ -98,7 +98,7 @@ enum sim_box { BOX_MOVED_PREFILL, BOX_ARRIVING, BOX_MOVED_DECODE, BOX_PREFILLED,
 struct sim_outbox {
     struct sim_request *r[BOXES]; /* owned */
     uint32_t n[BOXES], cap[BOXES];
-    char *message;                /* owned */
+    char *message; /* owned */
     size_t message_cap;
 };
 
@@ -114,40 +114,40 @@ struct sim {
     struct decode_unit *decode;   /* [d1 - d0] */
     struct lane *lane;            /* [d1 - d0] */
     struct sim_pool pool;
-    struct sim_outbox *out;       /* [ranks] */
+    struct sim_outbox *out;            /* [ranks] */
     struct exchange_part *send, *recv; /* [ranks] */
-    int64_t *head;                /* [HEAD_LOADS + np + nd] own part for the next exchange */
-    int64_t *view;                /* the same, summed: loads of the epoch before */
-    int64_t last_routed[2];       /* own + others' load routed in the last epoch, by role */
+    int64_t *head;                     /* [HEAD_LOADS + np + nd] own part for the next exchange */
+    int64_t *view;                     /* the same, summed: loads of the epoch before */
+    int64_t last_routed[2];            /* own + others' load routed in the last epoch, by role */
     int64_t routed[2];
     uint16_t slots_p[ROUTE_SLOTS], slots_d[ROUTE_SLOTS];
     /* time */
     int64_t epoch, epoch_ms, warmup_ms, end_ms;
-    double t0, t1;                /* of this epoch */
-    struct sim_time time[2];      /* of a step in this minute: prefill, decode */
+    double t0, t1;           /* of this epoch */
+    struct sim_time time[2]; /* of a step in this minute: prefill, decode */
     /* prefix cache */
-    int64_t *cache;               /* [seconds] own share of pages by second of last use; owned */
-    int64_t cache_pages;          /* own share */
+    int64_t *cache;      /* [seconds] own share of pages by second of last use; owned */
+    int64_t cache_pages; /* own share */
     int64_t cache_seconds, cache_oldest;
     /* expected decode pages */
-    double rate;                  /* requests per second at a relative rate of 1 */
-    double owed;                  /* new sessions that returning ones took from the curve, <= 0 */
+    double rate; /* requests per second at a relative rate of 1 */
+    double owed; /* new sessions that returning ones took from the curve, <= 0 */
     double mean_output;
     int64_t pages_per_request;
     double epochs_per_tick;
     int tps_q10;
     size_t trace_at;
     struct disk_index *trace_cache; /* blocks of the trace's prompts; owned */
-    struct hash128 *trace_chain;  /* [trace_chain_cap] scratch; owned */
+    struct hash128 *trace_chain;    /* [trace_chain_cap] scratch; owned */
     uint32_t trace_chain_cap;
     /* accounting */
     bool recording;
-    int hour;                     /* of the result */
+    int hour; /* of the result */
     int64_t count[SIM_COUNTERS];
     int64_t ttft[SIM_HIST], tpot[SIM_HIST];
     int64_t node_ms[2];
     int64_t requests;
-    struct sim_request *scratch;  /* [scratch_cap] a unit's requests, when pages run out; owned */
+    struct sim_request *scratch; /* [scratch_cap] a unit's requests, when pages run out; owned */
     size_t scratch_cap;
     struct sim_result *result;
 };
@@ -198,8 +198,10 @@ static inline struct sim_request *sim_bucket_add(struct sim_pool *p, struct sim_
         }
         sim_pool_fetch(p, c);
         p->next[c] = 0;
-        if (b->n > 1) p->next[b->last] = c;
-        else b->first = c;
+        if (b->n > 1)
+            p->next[b->last] = c;
+        else
+            b->first = c;
         b->last = c;
     }
     return &p->r[(size_t)b->last * CHUNK + at];
@@ -252,8 +254,8 @@ static inline enum status sim_wheel_put(struct sim_pool *p, struct sim_wheel *w,
                                         const struct sim_request *r)
 {
     uint64_t block = at / WHEEL_FINE;
-    struct sim_bucket *b = block == w->block ? &w->fine[at % WHEEL_FINE]
-                                             : &w->coarse[block % WHEEL_COARSE];
+    struct sim_bucket *b =
+        block == w->block ? &w->fine[at % WHEEL_FINE] : &w->coarse[block % WHEEL_COARSE];
     struct sim_request *to = sim_bucket_add(p, b);
     if (!to) return ERR_RESOURCE;
     *to = *r; /* first the whole, then the part: else the copy waits for the part's store */
@@ -284,8 +286,7 @@ void decode_unit_free(struct decode_unit *u);
 int64_t decode_request_load(const struct sim *s, const struct sim_request *r);
 int64_t decode_unit_load(const struct sim *s, const struct decode_unit *u);
 int64_t decode_unit_pages(const struct decode_unit *u, int ranks); /* of KV in use */
-enum status decode_unit_receive(struct sim *s, struct decode_unit *u,
-                                const struct sim_request *r);
+enum status decode_unit_receive(struct sim *s, struct decode_unit *u, const struct sim_request *r);
 enum status decode_unit_advance(struct sim *s, struct decode_unit *u);
 enum status decode_unit_empty(struct sim *s, struct decode_unit *u);
 

@@ -43,8 +43,7 @@ void prefill_unit_free(struct sim *s, struct prefill_unit *u)
     prefill_balance_free(&u->balance);
 }
 
-enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u,
-                                 const struct sim_request *r)
+enum status prefill_unit_receive(struct sim *s, struct prefill_unit *u, const struct sim_request *r)
 {
     int rank = 0;
     uint32_t pos = cached_tokens(r);

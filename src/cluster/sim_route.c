@@ -112,8 +112,7 @@ enum status sim_route_decode(struct sim *s, enum sim_box box, uint64_t *dealt,
     return box_put(&s->out[decode_owner(s, unit)], box, r);
 }
 
-static enum status deliver(struct sim *s, enum sim_box box, const struct sim_request *r,
-                           uint32_t n)
+static enum status deliver(struct sim *s, enum sim_box box, const struct sim_request *r, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         int unit = (int)r[i].next;

@@ -40,8 +40,9 @@ static void add_small(const struct stage_model *m, struct stage_time *t, double 
                       double kernels, double tokens)
 {
     double launch = fmin(traced_us, kernels * m->hw.share.launch_us);
-    add_part(t, BOUND_KERNELS, launch + (traced_us - launch) * tokens / TRACE_DECODE_TOKENS *
-                                            m->cfg.hidden / TRACE_HIDDEN);
+    add_part(t, BOUND_KERNELS,
+             launch + (traced_us - launch) * tokens / TRACE_DECODE_TOKENS * m->cfg.hidden /
+                          TRACE_HIDDEN);
 }
 
 static void settle(struct stage_time *t)
@@ -62,13 +63,12 @@ static void core_rates(struct stage_model *m, const struct hardware *hw)
     const struct hw_point *p = hardware_points(hw, decode ? HW_MLA_DECODE : HW_MLA_PREFILL, &n);
     double best_t = 0, best_b = 0;
     for (int i = 0; i < n; i++) {
-        double pairs = p[i].c * (decode ? p[i].b * fmax(1, p[i].d)
-                                        : p[i].b * (p[i].d + 0.5 * (p[i].b + 1)));
-        double width = decode ? 2 * c->kv_lora + c->dim_rope
-                              : c->dim_nope + c->dim_rope + c->dim_v;
+        double pairs =
+            p[i].c * (decode ? p[i].b * fmax(1, p[i].d) : p[i].b * (p[i].d + 0.5 * (p[i].b + 1)));
+        double width = decode ? 2 * c->kv_lora + c->dim_rope : c->dim_nope + c->dim_rope + c->dim_v;
         best_t = fmax(best_t, 2 * p[i].a * pairs * width / (p[i].value * 1e6));
-        best_b = fmax(best_b, p[i].c * p[i].b * (c->kv_lora + c->dim_rope) * 2 /
-                                  (p[i].value * 1e3));
+        best_b =
+            fmax(best_b, p[i].c * p[i].b * (c->kv_lora + c->dim_rope) * 2 / (p[i].value * 1e3));
     }
     if (!(tflops > 0)) tflops = best_t;
     if (!(gb_s > 0)) gb_s = decode ? fmin(best_b, hw->hbm_gb_s) : 0;
@@ -81,8 +81,9 @@ static void build_attention(struct stage_model *m, const struct hardware *hw, en
 {
     const struct model_config *c = &m->cfg;
     double q_head = c->dim_nope + c->dim_rope;
-    gemm_curve_build(hw, lin, (c->q_lora ? c->q_lora : c->heads * q_head) + c->kv_lora +
-                     c->dim_rope, c->hidden, &m->q_a);
+    gemm_curve_build(hw, lin,
+                     (c->q_lora ? c->q_lora : c->heads * q_head) + c->kv_lora + c->dim_rope,
+                     c->hidden, &m->q_a);
     if (c->q_lora) gemm_curve_build(hw, lin, c->heads * q_head, c->q_lora, &m->q_b);
     gemm_curve_build(hw, lin, c->heads * (double)(c->dim_nope + c->dim_v), c->kv_lora, &m->kv_b);
     gemm_curve_build(hw, lin, c->hidden, (double)c->heads * c->dim_v, &m->out);
@@ -102,8 +103,9 @@ void stage_model_build(const struct hardware *hw, const struct model_config *cfg
     m->hw.n_points = 0;
     bool fp8 = cfg->quant.fp8;
     enum gemm_kind lin = fp8 ? GEMM_FP8 : GEMM_BF16;
-    enum gemm_kind grp = !fp8 ? GEMM_GROUPED_BF16
-                              : setup->decode ? GEMM_MASKED_FP8 : GEMM_GROUPED_FP8;
+    enum gemm_kind grp = !fp8            ? GEMM_GROUPED_BF16
+                         : setup->decode ? GEMM_MASKED_FP8
+                                         : GEMM_GROUPED_FP8;
     double h = cfg->hidden, inter = cfg->moe_intermediate, shared = cfg->shared_experts * inter;
     build_attention(m, hw, lin);
     gemm_curve_build(hw, lin, 2 * shared, h, &m->shared_in);
@@ -117,10 +119,11 @@ void stage_model_build(const struct hardware *hw, const struct model_config *cfg
     gemm_curve_build(hw, lin, h, 2 * h, &m->mtp_in);
     core_rates(m, hw);
     int domains = (setup->ep + hw->nvlink_domain - 1) / hw->nvlink_domain;
-    struct comm_shape shape = {.ep = setup->ep, .low_latency = setup->decode,
+    struct comm_shape shape = {.ep = setup->ep,
+                               .low_latency = setup->decode,
                                .group_tree = setup->group_tree,
-                               .nodes = hw->nvlink_domain > hw->gpus_per_node ? domains
-                                                                              : setup->nodes};
+                               .nodes =
+                                   hw->nvlink_domain > hw->gpus_per_node ? domains : setup->nodes};
     comm_model_build(hw, cfg, &shape, &m->comm);
     bool taken = !setup->decode && setup->overlap && setup->ep > 1;
     m->sm_share = taken ? 1 - (double)hw->comm.comm_sms_prefill / hw->sms : 1;
@@ -133,8 +136,8 @@ double stage_mtp_entry_us(const struct stage_model *m, double tokens)
     return gemm_curve_at(&m->mtp_in, tokens, 1, 1).us;
 }
 
-static void add_core(const struct stage_model *m, const struct stage_load *l,
-                     struct stage_time *t, double factor)
+static void add_core(const struct stage_model *m, const struct stage_load *l, struct stage_time *t,
+                     double factor)
 {
     const struct model_config *c = &m->cfg;
     double flops, bytes;
@@ -168,8 +171,9 @@ static void attention_prefill(const struct stage_model *m, const struct stage_lo
     add_core(m, l, t, m->setup.calibrated ? m->hw.calibrated.core_prefill : 1);
     add_gate(m, l->tokens, t);
     if (!m->setup.calibrated) return;
-    add_part(t, BOUND_KERNELS, m->hw.calibrated.elementwise_attn_us_per_token * l->tokens *
-                                   m->cfg.hidden / TRACE_HIDDEN);
+    add_part(t, BOUND_KERNELS,
+             m->hw.calibrated.elementwise_attn_us_per_token * l->tokens * m->cfg.hidden /
+                 TRACE_HIDDEN);
 }
 
 static void attention_decode(const struct stage_model *m, const struct stage_load *l,
@@ -206,8 +210,9 @@ static void plain_mlp(const struct stage_model *m, const struct gemm_curve *in,
     if (m->setup.decode)
         add_small(m, t, m->hw.calibrated.silu_decode_us, KERNELS_SILU, tokens);
     else
-        add_part(t, BOUND_KERNELS, m->hw.calibrated.elementwise_mlp_us_per_row * tokens * width /
-                                       m->cfg.moe_intermediate * m->cfg.hidden / TRACE_HIDDEN);
+        add_part(t, BOUND_KERNELS,
+                 m->hw.calibrated.elementwise_mlp_us_per_row * tokens * width /
+                     m->cfg.moe_intermediate * m->cfg.hidden / TRACE_HIDDEN);
 }
 
 static void experts(const struct stage_model *m, double tokens, struct stage_time *t)
@@ -215,8 +220,9 @@ static void experts(const struct stage_model *m, double tokens, struct stage_tim
     const struct model_config *c = &m->cfg;
     double rows = tokens * c->topk * m->setup.imbalance, slots = m->setup.slots_per_gpu;
     bool cal = m->setup.calibrated, decode = m->setup.decode;
-    double f = !cal ? 1 : decode ? m->hw.calibrated.masked_decode
-                                 : m->hw.calibrated.grouped_prefill;
+    double f = !cal     ? 1
+               : decode ? m->hw.calibrated.masked_decode
+                        : m->hw.calibrated.grouped_prefill;
     /* Slots without a row read no weights. */
     double busy = slots * (1 - exp(-rows / slots));
     add_gemm(t, gemm_curve_at(&m->expert_in, rows / busy, busy, m->sm_share), f);
@@ -225,8 +231,8 @@ static void experts(const struct stage_model *m, double tokens, struct stage_tim
     if (decode)
         add_small(m, t, m->hw.calibrated.silu_decode_us, KERNELS_SILU, tokens);
     else
-        add_part(t, BOUND_KERNELS, m->hw.calibrated.elementwise_mlp_us_per_row * rows *
-                                       c->hidden / TRACE_HIDDEN);
+        add_part(t, BOUND_KERNELS,
+                 m->hw.calibrated.elementwise_mlp_us_per_row * rows * c->hidden / TRACE_HIDDEN);
 }
 
 static void all_to_all(const struct stage_model *m, double tokens, struct stage_times *out)
@@ -259,8 +265,9 @@ void stage_times_at(const struct stage_model *m, const struct stage_load *l,
     const struct model_config *c = &m->cfg;
     bool cal = m->setup.calibrated, decode = m->setup.decode;
     double shared = (double)c->shared_experts * c->moe_intermediate;
-    double f_shared = !cal ? 1 : decode ? m->hw.calibrated.gemm_decode
-                                        : m->hw.calibrated.shared_prefill;
+    double f_shared = !cal     ? 1
+                      : decode ? m->hw.calibrated.gemm_decode
+                               : m->hw.calibrated.shared_prefill;
     (decode ? attention_decode : attention_prefill)(m, l, out);
     plain_mlp(m, &m->shared_in, &m->shared_out, l->tokens, shared, f_shared,
               &out->stage[STAGE_SHARED]);

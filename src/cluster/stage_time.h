@@ -16,7 +16,12 @@
 #include <stdbool.h>
 
 enum stage_bound {
-    BOUND_NONE, BOUND_LAUNCH, BOUND_MEMORY, BOUND_COMPUTE, BOUND_NETWORK, BOUND_LATENCY,
+    BOUND_NONE,
+    BOUND_LAUNCH,
+    BOUND_MEMORY,
+    BOUND_COMPUTE,
+    BOUND_NETWORK,
+    BOUND_LATENCY,
     BOUND_KERNELS, /* small kernels and gaps, known from traces only */
     BOUND_COUNT
 };
@@ -25,28 +30,28 @@ struct stage_setup {
     bool decode, calibrated, overlap;
     int ep, nodes;
     int slots_per_gpu;
-    double imbalance;  /* largest / mean rank load */
+    double imbalance; /* largest / mean rank load */
     bool group_tree;
 };
 
 struct stage_model {
     struct model_config cfg;
     struct stage_setup setup;
-    struct hardware hw;     /* points not owned: NULL */
+    struct hardware hw; /* points not owned: NULL */
     struct comm_model comm;
-    struct gemm_curve q_a, q_b, kv_b, out, up_k, up_v;     /* attention */
+    struct gemm_curve q_a, q_b, kv_b, out, up_k, up_v; /* attention */
     struct gemm_curve shared_in, shared_out, expert_in, expert_out, dense_in, dense_out;
     struct gemm_curve gate, head, mtp_in;
     double core_tflops, core_gb_s;
-    double sm_share;        /* of the SMs that compute */
+    double sm_share;                      /* of the SMs that compute */
     double dispatch_bytes, combine_bytes; /* of a row */
 };
 
 struct stage_load {
-    double tokens;          /* query tokens of the micro-batch on this GPU */
-    double pairs;           /* prefill: (query, key) pairs */
-    double requests, kv;    /* decode: requests and mean context */
-    double head_tokens;     /* rows of the head */
+    double tokens;       /* query tokens of the micro-batch on this GPU */
+    double pairs;        /* prefill: (query, key) pairs */
+    double requests, kv; /* decode: requests and mean context */
+    double head_tokens;  /* rows of the head */
 };
 
 struct stage_time {

@@ -37,8 +37,7 @@ static double choose(int n, int k)
 double comm_distinct(const struct model_config *m, int bins)
 {
     if (bins <= 1) return 1;
-    if (m->n_group <= 1 || m->n_group % bins)
-        return bins * (1 - pow(1 - 1.0 / bins, m->topk));
+    if (m->n_group <= 1 || m->n_group % bins) return bins * (1 - pow(1 - 1.0 / bins, m->topk));
     int groups = m->n_group, kept = m->topk_group, mine = groups / bins;
     double per_group = (double)m->experts / groups, hit = 0;
     for (int j = 1; j <= mine && j <= kept; j++) { /* j of the kept groups live in this bin */

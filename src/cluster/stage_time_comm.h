@@ -18,7 +18,7 @@
 
 struct comm_line {
     double fixed_us;
-    double us_per_kb;  /* of rows sent by a rank */
+    double us_per_kb; /* of rows sent by a rank */
 };
 
 struct comm_model {
@@ -27,13 +27,13 @@ struct comm_model {
     double rows_per_token[2];   /* normal mode: distinct destinations; rows that come back */
     double rank_rows_per_token; /* distinct ranks of a token */
     bool hierarchical;
-    char extrapolated[200];     /* "" or a sentence */
+    char extrapolated[200]; /* "" or a sentence */
 };
 
 struct comm_shape {
-    int ep, nodes;              /* nodes in the sense of network boxes */
-    bool group_tree;            /* what normal COMBINE sends: see enum unit_combine */
-    bool low_latency;           /* which of the two is used */
+    int ep, nodes;    /* nodes in the sense of network boxes */
+    bool group_tree;  /* what normal COMBINE sends: see enum unit_combine */
+    bool low_latency; /* which of the two is used */
 };
 
 void comm_model_build(const struct hardware *hw, const struct model_config *m,

@@ -62,8 +62,7 @@ static void add_op(const struct hardware *hw, enum hw_op op, struct gemm_curve *
     for (int i = 0; i < n; i++) {
         if (fabs(log(p[i].a / c->n)) + fabs(log(p[i].b / c->k)) > nearest) continue;
         double groups = op == HW_GROUPED || op == HW_MASKED ? p[i].d : 1;
-        add_point(c, log(p[i].c),
-                  p[i].value / base_time(c, p[i].a, p[i].b, p[i].c, groups, 1).us);
+        add_point(c, log(p[i].c), p[i].value / base_time(c, p[i].a, p[i].b, p[i].c, groups, 1).us);
     }
 }
 
@@ -85,15 +84,14 @@ void gemm_curve_build(const struct hardware *hw, enum gemm_kind kind, double n, 
     c->measured = c->points > 0;
     if (c->measured) return;
     /* No measurement: the shares are part of the peaks. */
-    c->peak_tflops *= kind == GEMM_FP8 ? hw->share.gemm_fp8
+    c->peak_tflops *= kind == GEMM_FP8                                      ? hw->share.gemm_fp8
                       : kind == GEMM_GROUPED_FP8 || kind == GEMM_MASKED_FP8 ? hw->share.grouped
                                                                             : hw->share.gemm_bf16;
     c->hbm_gb_s *= hw->share.hbm;
     add_point(c, 0, 1);
 }
 
-struct gemm_time gemm_curve_at(const struct gemm_curve *c, double m, double groups,
-                               double sm_share)
+struct gemm_time gemm_curve_at(const struct gemm_curve *c, double m, double groups, double sm_share)
 {
     if (!(m > 0)) return (struct gemm_time){0, 0, 0, 0};
     double x = log(m), f;

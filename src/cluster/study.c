@@ -15,35 +15,55 @@ static const char *const details[] = {"auto", "units", "ranks", NULL};
 static const char *const forecasts[] = {"reactive", "holt_winters", "lstm", NULL};
 
 #define FIELD(f) offsetof(struct study, f)
-#define PATH(k, f, d, text) \
-    {.key = k, .type = OPTION_STRING, .offset = FIELD(f), .bytes = STUDY_PATH_BYTES, .def = d, \
-     .unit = "", .doc = text}
-#define INTEGER(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, .unit = u, \
-     .doc = text}
-#define NUMBER(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_DOUBLE, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
-     .unit = u, .doc = text}
-#define FLAG(k, f, d, text) \
-    {.key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", .doc = text}
-#define CHOICE(k, f, d, names, text) \
-    {.key = k, .type = OPTION_CHOICE, .offset = FIELD(f), .def = d, .choices = names, .unit = "", \
-     .doc = text}
-#define SECTION(k, f, text) \
-    {.key = k, .type = OPTION_SECTION, .offset = FIELD(f), .def = "null", .unit = "", .doc = text}
+#define PATH(k, f, d, text)                                                                       \
+    {                                                                                             \
+        .key = k, .type = OPTION_STRING, .offset = FIELD(f), .bytes = STUDY_PATH_BYTES, .def = d, \
+        .unit = "", .doc = text                                                                   \
+    }
+#define INTEGER(k, f, d, lo, hi, u, text)                                                 \
+    {                                                                                     \
+        .key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
+        .unit = u, .doc = text                                                            \
+    }
+#define NUMBER(k, f, d, lo, hi, u, text)                                                     \
+    {                                                                                        \
+        .key = k, .type = OPTION_DOUBLE, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
+        .unit = u, .doc = text                                                               \
+    }
+#define FLAG(k, f, d, text)                                                                  \
+    {                                                                                        \
+        .key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", .doc = text \
+    }
+#define CHOICE(k, f, d, names, text)                                                     \
+    {                                                                                    \
+        .key = k, .type = OPTION_CHOICE, .offset = FIELD(f), .def = d, .choices = names, \
+        .unit = "", .doc = text                                                          \
+    }
+#define SECTION(k, f, text)                                                              \
+    {                                                                                    \
+        .key = k, .type = OPTION_SECTION, .offset = FIELD(f), .def = "null", .unit = "", \
+        .doc = text                                                                      \
+    }
 
-#define ROLE(r, units_, ep_) \
-    INTEGER(#r ".units", r.units, units_, 1, 1024, "units", "at most in service"), \
-    INTEGER(#r ".ep", r.ep, ep_, 1, 65536, "GPUs", "GPUs of a unit, all in one all-to-all"), \
-    {.key = #r ".redundant_experts", .type = OPTION_INT, .offset = FIELD(r.redundant_experts), \
-     .def = "auto", .min = 0, .max = 65536, .may_auto = 1, .unit = "experts", \
-     .doc = "extra expert slots of a unit"}, \
-    INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
-    NUMBER(#r ".uneven_step", r.uneven_step, "1", 1, 100, "", \
-           "detail units: a step's time over that of even ranks, as detail ranks prints it"), \
-    FLAG(#r ".overlap", r.overlap, "true", "one micro-batch's data moves, the other computes"), \
-    NUMBER(#r ".imbalance", r.imbalance, "0", 0, 100, "", \
-           "busiest GPU's expert load over the mean; 0: from experts.load, or 1")
+#define ROLE(r, units_, ep_)                                                                      \
+    INTEGER(#r ".units", r.units, units_, 1, 1024, "units", "at most in service"),                \
+        INTEGER(#r ".ep", r.ep, ep_, 1, 65536, "GPUs", "GPUs of a unit, all in one all-to-all"),  \
+        {.key = #r ".redundant_experts",                                                          \
+         .type = OPTION_INT,                                                                      \
+         .offset = FIELD(r.redundant_experts),                                                    \
+         .def = "auto",                                                                           \
+         .min = 0,                                                                                \
+         .max = 65536,                                                                            \
+         .may_auto = 1,                                                                           \
+         .unit = "experts",                                                                       \
+         .doc = "extra expert slots of a unit"},                                                  \
+        INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
+        NUMBER(#r ".uneven_step", r.uneven_step, "1", 1, 100, "",                                 \
+               "detail units: a step's time over that of even ranks, as detail ranks prints it"), \
+        FLAG(#r ".overlap", r.overlap, "true",                                                    \
+             "one micro-batch's data moves, the other computes"),                                 \
+        NUMBER(#r ".imbalance", r.imbalance, "0", 0, 100, "",                                     \
+               "busiest GPU's expert load over the mean; 0: from experts.load, or 1")
 
 static const struct option study_options[] = {
     PATH("model", model, "inputs/shapes/deepseek-v3", "folder with a Hugging Face config.json"),
@@ -55,7 +75,11 @@ static const struct option study_options[] = {
          "results of a run (.h5), or one number an expert: placed by EPLB"),
     CHOICE("level", level, "calibrated", levels, "kernel tables alone, or with trace constants"),
     CHOICE("combine", combine, "node", combines, "what is reduced before it crosses nodes"),
-    {.key = "seed", .type = OPTION_UINT64, .offset = FIELD(seed), .def = "1", .unit = "",
+    {.key = "seed",
+     .type = OPTION_UINT64,
+     .offset = FIELD(seed),
+     .def = "1",
+     .unit = "",
      .doc = "of every random draw"},
     NUMBER("usd_per_gpu_hour", usd_per_gpu_hour, "0", 0, 1e6, "$/h", "0: the price table's"),
     ROLE(prefill, "1", "32"),
@@ -176,8 +200,8 @@ enum status study_read(const char *path, int n, const char *const *overrides, st
     char *text = NULL;
     size_t bytes = 0;
     options_defaults(&table, s, sizeof *s);
-    enum status st = own ? read_text(path, &text, &bytes)
-                         : error_set(ERR_RESOURCE, "no memory for %s", path);
+    enum status st =
+        own ? read_text(path, &text, &bytes) : error_set(ERR_RESOURCE, "no memory for %s", path);
     if (st == OK) st = sweep_take(path, text, bytes, own);
     if (st == OK) st = options_parse(&table, path, text, bytes, s);
     for (int i = 0; st == OK && i < n; i++) st = options_set(&table, overrides[i], s);
@@ -208,18 +232,24 @@ enum status study_check(const struct study *s, const char *name)
 {
     bool curve = *s->workload.curve, trace = *s->workload.trace;
     if (curve && trace)
-        return error_set(ERR_INPUT, "%s: workload.curve and workload.trace are both given: "
-                         "arrivals come from one of them", name);
+        return error_set(ERR_INPUT,
+                         "%s: workload.curve and workload.trace are both given: "
+                         "arrivals come from one of them",
+                         name);
     if (curve && !(s->workload.requests > 0))
-        return error_set(ERR_INPUT, "%s: workload.requests is missing: how many requests the "
-                         "curve stands for", name);
+        return error_set(ERR_INPUT,
+                         "%s: workload.requests is missing: how many requests the "
+                         "curve stands for",
+                         name);
     if (s->nodes.mode == 1 && !*s->nodes.file)
         return error_set(ERR_INPUT, "%s: nodes.mode is steps, but nodes.file is missing", name);
-    if (s->nodes.mode == 2 && (s->autoscale.min_prefill > s->prefill.units ||
-                               s->autoscale.min_decode > s->decode.units))
-        return error_set(ERR_INPUT, "%s: autoscale.min_prefill %d and min_decode %d: only %d and "
-                         "%d units", name, s->autoscale.min_prefill, s->autoscale.min_decode,
-                         s->prefill.units, s->decode.units);
+    if (s->nodes.mode == 2 &&
+        (s->autoscale.min_prefill > s->prefill.units || s->autoscale.min_decode > s->decode.units))
+        return error_set(ERR_INPUT,
+                         "%s: autoscale.min_prefill %d and min_decode %d: only %d and "
+                         "%d units",
+                         name, s->autoscale.min_prefill, s->autoscale.min_decode, s->prefill.units,
+                         s->decode.units);
     return OK;
 }
 

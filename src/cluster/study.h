@@ -20,10 +20,10 @@ enum { STUDY_DETAIL_AUTO, STUDY_DETAIL_UNITS, STUDY_DETAIL_RANKS };
 
 struct study_role {
     int units, ep, redundant_experts, microbatches;
-    int per_gpu;          /* prefill: chunk_tokens; decode: max_batch */
+    int per_gpu; /* prefill: chunk_tokens; decode: max_batch */
     bool overlap;
-    double uneven_step;   /* detail units: a step's time over that of even ranks */
-    double imbalance;     /* 0: from experts.load, or 1 */
+    double uneven_step; /* detail units: a step's time over that of even ranks */
+    double imbalance;   /* 0: from experts.load, or 1 */
 };
 
 struct study {
@@ -46,12 +46,12 @@ struct study {
     struct session_params session;
     bool has_targets;
     struct workload_targets targets;
-    double cache_tokens;     /* 0: forgets nothing */
+    double cache_tokens; /* 0: forgets nothing */
     struct {
         int mode, group_prefill, group_decode;
         char file[STUDY_PATH_BYTES];
         double drain_s;
-        int available;       /* nodes of the cluster; 0: as many as the units need */
+        int available; /* nodes of the cluster; 0: as many as the units need */
     } nodes;
     struct {
         int forecast, min_prefill, min_decode, train_days;

@@ -78,12 +78,12 @@ static struct study_period_row period(const struct study_plant *p, const struct 
         .kv_pages = n[SIM_KV_PAGES],
         .cache_pages = n[SIM_CACHE_PAGES],
         .moved_requests = n[SIM_MOVED],
-        .kv_occupancy = over((double)n[SIM_KV_PAGES],
-                             last->decode_units * p->sim.kv_pages_per_gpu * dr->gpus),
-        .prefill_utilisation = over((double)n[SIM_PREFILL_BUSY_US] * pr->nodes,
-                                    (double)node_ms[0] * 1e3),
-        .decode_utilisation = over((double)n[SIM_DECODE_BUSY_US] * dr->nodes,
-                                   (double)node_ms[1] * 1e3),
+        .kv_occupancy =
+            over((double)n[SIM_KV_PAGES], last->decode_units * p->sim.kv_pages_per_gpu * dr->gpus),
+        .prefill_utilisation =
+            over((double)n[SIM_PREFILL_BUSY_US] * pr->nodes, (double)node_ms[0] * 1e3),
+        .decode_utilisation =
+            over((double)n[SIM_DECODE_BUSY_US] * dr->nodes, (double)node_ms[1] * 1e3),
         .preempted_requests = n[SIM_PREEMPTED],
         .on_host = n[SIM_DECODE_ON_HOST],
         .prefill_imbalance = mean_imbalance(p, 0, false, from, to),
@@ -91,14 +91,13 @@ static struct study_period_row period(const struct study_plant *p, const struct 
         .prefill_imbalance_unplanned = mean_imbalance(p, 0, true, from, to),
         .decode_imbalance_unplanned = mean_imbalance(p, 1, true, from, to),
         .kv_per_output = over((double)n[SIM_KV_READ_Q10], (double)n[SIM_OUTPUT_Q10]),
-        .ttft_mean_s = over((double)n[SIM_TTFT_TICKS] / SIM_TICKS_PER_S,
-                            (double)n[SIM_TTFT_COUNT]),
-        .tpot_mean_s = over((double)n[SIM_TPOT_TICKS] / SIM_TICKS_PER_S,
-                            (double)n[SIM_TPOT_TOKENS]),
+        .ttft_mean_s = over((double)n[SIM_TTFT_TICKS] / SIM_TICKS_PER_S, (double)n[SIM_TTFT_COUNT]),
+        .tpot_mean_s =
+            over((double)n[SIM_TPOT_TICKS] / SIM_TICKS_PER_S, (double)n[SIM_TPOT_TOKENS]),
     };
     double input = (double)(r.hit_tokens + r.miss_tokens);
-    r.lent_nodes = pr->max_units * pr->nodes + dr->max_units * dr->nodes -
-                   (r.prefill_nodes + r.decode_nodes);
+    r.lent_nodes =
+        pr->max_units * pr->nodes + dr->max_units * dr->nodes - (r.prefill_nodes + r.decode_nodes);
     r.input_tokens_per_s_node = over(input, (double)node_ms[0] / 1e3);
     r.output_tokens_per_s_node = over((double)r.output_tokens, (double)node_ms[1] / 1e3);
     struct account a = money(p, &r, seconds);

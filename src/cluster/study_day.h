@@ -16,23 +16,23 @@ struct study_day {
     struct study_period_row *minute, *hour; /* [sim.minutes], [sim.hours] */
     struct study_unit_row *unit;            /* [hours x units] */
     struct account account;
-    double prefill_node_s, decode_node_s;   /* paid for */
+    double prefill_node_s, decode_node_s; /* paid for */
     double peak_nodes, lent_node_hours;
     double slo_ttft_missed_minutes, slo_tpot_missed_minutes;
-    double output_speed;                    /* tokens/s of a request, mean over output tokens */
+    double output_speed; /* tokens/s of a request, mean over output tokens */
     struct study_figure_row figure[STUDY_FIGURES];
     int n_figures;
 };
 
 /* A day's sums and means: what a sweep's row shows of it. NaN: nothing to divide by. */
 struct study_day_totals {
-    double seconds;                         /* simulated, without the warm-up */
+    double seconds; /* simulated, without the warm-up */
     double requests, finished;
     double hit_tokens, miss_tokens, output_tokens;
-    double ttft_s[3], tpot_s[3];            /* p50, p90, p99 of all requests finished */
-    double tokens_per_s_request;            /* mean over output tokens */
-    double tokens_per_s_gpu;                /* output over all GPUs paid for */
-    double batch;                           /* running requests of a decode GPU, mean of minutes */
+    double ttft_s[3], tpot_s[3]; /* p50, p90, p99 of all requests finished */
+    double tokens_per_s_request; /* mean over output tokens */
+    double tokens_per_s_gpu;     /* output over all GPUs paid for */
+    double batch;                /* running requests of a decode GPU, mean of minutes */
     double prefill_utilisation, decode_utilisation;
     double nodes_mean, nodes_peak, node_hours;
     double cost_usd, revenue_usd, profit_usd, margin_on_cost, usd_per_m_output;

@@ -179,8 +179,7 @@ static enum status build_workload(struct study_plant *p)
     if (!*s->workload.curve)
         return error_set(ERR_INPUT, "workload.curve or workload.trace is missing");
     TRY(arrival_curve_read(s->workload.curve, &p->curve));
-    if (s->has_targets)
-        TRY(workload_fit(&s->targets, s->seed, &s->session, &p->means));
+    if (s->has_targets) TRY(workload_fit(&s->targets, s->seed, &s->session, &p->means));
     TRY(workload_build(&s->session, &p->workload));
     if (!s->has_targets) workload_measure(&p->workload, s->seed, 400000, &p->means);
     return OK;
@@ -209,7 +208,7 @@ static enum status build_forecasts(struct study_plant *p)
     const struct study *s = &p->study;
     if (*s->workload.trace)
         return error_set(ERR_INPUT, "nodes.mode auto needs workload.curve: forecasters learn from "
-                         "earlier days, and a trace has none");
+                                    "earlier days, and a trace has none");
     int per_day = 86400 / AUTOSCALE_INTERVAL_S, days = s->autoscale.train_days;
     int lead = (int)ceil(s->autoscale.startup_s / AUTOSCALE_INTERVAL_S) + 1;
     int slot = (int)(s->workload.start_hour * 3600 / AUTOSCALE_INTERVAL_S) % per_day;
@@ -248,17 +247,19 @@ static enum status build_plan(struct study_plant *p)
     const struct study *s = &p->study;
     bool automatic = s->nodes.mode == PLAN_AUTO;
     double turns_s = p->means.prompt * (1 - p->means.hit_ratio);
-    struct plan_role prefill = {
-        .max_units = s->prefill.units,
-        .min_units = s->autoscale.min_prefill,
-        .start_units = s->prefill.units,
-        .nodes = unit_nodes(p->prefill),
-    }, decode = {
-        .max_units = s->decode.units,
-        .min_units = s->autoscale.min_decode,
-        .start_units = s->decode.units,
-        .nodes = unit_nodes(p->decode),
-    };
+    struct plan_role prefill =
+                         {
+                             .max_units = s->prefill.units,
+                             .min_units = s->autoscale.min_prefill,
+                             .start_units = s->prefill.units,
+                             .nodes = unit_nodes(p->prefill),
+                         },
+                     decode = {
+                         .max_units = s->decode.units,
+                         .min_units = s->autoscale.min_decode,
+                         .start_units = s->decode.units,
+                         .nodes = unit_nodes(p->decode),
+                     };
     if (automatic && !*s->workload.trace) { /* in requests per second */
         prefill.capacity = study_prefill_capacity(p) * s->autoscale.prefill_utilisation / turns_s;
         decode.capacity = study_decode_capacity(p, NULL) / p->means.output;
@@ -306,8 +307,9 @@ static enum status build_drift(struct study_plant *p, int minutes)
     if (fmod(s->experts.replan_s, 60) != 0)
         return error_set(ERR_INPUT, "experts.replan_s %g: expected whole minutes",
                          s->experts.replan_s);
-    struct expert_drift_params params = {s->experts.sigma, s->experts.tau_s, s->experts.replan_s,
-                                         s->seed ^ 0x65787064, p->load, p->load_layers};
+    struct expert_drift_params params = {
+        s->experts.sigma,     s->experts.tau_s, s->experts.replan_s,
+        s->seed ^ 0x65787064, p->load,          p->load_layers};
     for (int i = 0; i < 2; i++) {
         struct eplb_shape shape = {
             .layers = model_config_moe_layers(&p->model),
@@ -342,8 +344,10 @@ static enum status build_drift(struct study_plant *p, int minutes)
 static double own_share(struct unit_speed *u, double tokens)
 {
     struct unit_step step;
-    if (unit_is_decode(u)) unit_decode_step(u, tokens, 1, &step);
-    else unit_prefill_step(u, tokens, tokens, &step);
+    if (unit_is_decode(u))
+        unit_decode_step(u, tokens, 1, &step);
+    else
+        unit_prefill_step(u, tokens, tokens, &step);
     double own = step.stage_s[STAGE_ATTN] + step.stage_s[STAGE_ATTN_0] +
                  step.stage_s[STAGE_ATTN_1] + step.stage_s[STAGE_SHARED];
     return own / (own + step.stage_s[STAGE_MLP]);
@@ -355,8 +359,8 @@ enum status study_plant_days(struct study_plant *p)
     TRY(build_workload(p));
     TRY(build_plan(p));
     struct sim_config *c = &p->sim;
-    bool ranks = s->detail == STUDY_DETAIL_RANKS ||
-                 (s->detail == STUDY_DETAIL_AUTO && *s->workload.trace);
+    bool ranks =
+        s->detail == STUDY_DETAIL_RANKS || (s->detail == STUDY_DETAIL_AUTO && *s->workload.trace);
     *c = (struct sim_config){
         .workload = &p->workload,
         .curve = &p->curve,
@@ -372,14 +376,18 @@ enum status study_plant_days(struct study_plant *p)
         .high_water = s->high_water,
         .cache_pages = s->cache_tokens / WORKLOAD_PAGE_TOKENS,
         .plan = &p->plan,
-        .prefill = {.max_units = s->prefill.units, .gpus = unit_gpus(p->prefill),
+        .prefill = {.max_units = s->prefill.units,
+                    .gpus = unit_gpus(p->prefill),
                     .ranks = ranks ? unit_gpus(p->prefill) : 1,
-                    .nodes = unit_nodes(p->prefill), .tokens_per_gpu = s->prefill.per_gpu,
+                    .nodes = unit_nodes(p->prefill),
+                    .tokens_per_gpu = s->prefill.per_gpu,
                     .own_share = own_share(p->prefill, s->prefill.per_gpu),
                     .uneven = s->prefill.uneven_step},
-        .decode = {.max_units = s->decode.units, .gpus = unit_gpus(p->decode),
+        .decode = {.max_units = s->decode.units,
+                   .gpus = unit_gpus(p->decode),
                    .ranks = ranks ? unit_gpus(p->decode) : 1,
-                   .nodes = unit_nodes(p->decode), .tokens_per_gpu = s->decode.per_gpu,
+                   .nodes = unit_nodes(p->decode),
+                   .tokens_per_gpu = s->decode.per_gpu,
                    .own_share = own_share(p->decode, s->decode.per_gpu),
                    .uneven = s->decode.uneven_step},
     };

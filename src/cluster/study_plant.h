@@ -14,7 +14,7 @@
  * study_files_free after the last. */
 struct study_files {
     char model_name[STUDY_PATH_BYTES], hardware_name[STUDY_PATH_BYTES]; /* "" none yet */
-    struct hardware hw;         /* owned */
+    struct hardware hw;                                                 /* owned */
     struct model_config model;
     struct model_sizes sizes;
 };
@@ -24,19 +24,19 @@ void study_files_free(struct study_files *f);
 
 struct study_plant {
     struct study study;
-    struct hardware hw;            /* borrowed: of own or of the caller's files */
+    struct hardware hw; /* borrowed: of own or of the caller's files */
     struct model_config model;
-    struct study_files own;        /* empty where the caller gave the files */
+    struct study_files own;          /* empty where the caller gave the files */
     const struct model_sizes *sizes; /* of the same files */
-    float *load;                   /* [load_layers, experts] of study.load; NULL: none */
+    float *load;                     /* [load_layers, experts] of study.load; NULL: none */
     int load_layers;
     struct unit_speed *prefill, *decode;
     struct account_prices prices;
-    double kv_tokens_per_gpu;      /* decode */
-    double max_batch;              /* decode: that fits with the workload's mean context */
+    double kv_tokens_per_gpu; /* decode */
+    double max_batch;         /* decode: that fits with the workload's mean context */
     /* for simulations */
     struct workload workload;
-    struct workload_means means;   /* of the sessions, from their tables and a sample */
+    struct workload_means means; /* of the sessions, from their tables and a sample */
     struct arrival_curve curve;
     struct workload_trace trace;
     struct node_plan plan;

@@ -71,12 +71,14 @@ static void print_events(const struct study_plant *p, const struct study_day *d,
     fprintf(out, "  requests %lld finished of %lld arrived, %lld moved when a unit left service\n",
             (long long)n[SIM_FINISHED], (long long)n[SIM_ARRIVALS], (long long)n[SIM_MOVED]);
     if (p->sim.prefill.ranks > 1 || p->sim.decode.ranks > 1)
-        fprintf(out, "  requests dealt to ranks: a step takes %.3f (prefill), %.3f (decode) "
-                     "times that of even ranks\n",
+        fprintf(out,
+                "  requests dealt to ranks: a step takes %.3f (prefill), %.3f (decode) "
+                "times that of even ranks\n",
                 (double)n[SIM_PREFILL_UNEVEN_Q10] / 1024 / fmax((double)n[SIM_PREFILL_STEPS], 1),
                 (double)n[SIM_DECODE_UNEVEN_Q10] / 1024 / fmax((double)n[SIM_DECODE_STEPS], 1));
-    fprintf(out, "  KV pages ran out for %lld requests: moved to host memory and back; %lld "
-                 "prompts larger than a rank's pages\n",
+    fprintf(out,
+            "  KV pages ran out for %lld requests: moved to host memory and back; %lld "
+            "prompts larger than a rank's pages\n",
             (long long)n[SIM_PREEMPTED], (long long)n[SIM_REFUSED]);
     for (int i = 0; i < 2 && p->drift[i].minutes; i++) {
         const struct expert_drift *e = &p->drift[i];
@@ -86,10 +88,11 @@ static void print_events(const struct study_plant *p, const struct study_day *d,
             mean += i ? r->decode_imbalance : r->prefill_imbalance;
             never += i ? r->decode_imbalance_unplanned : r->prefill_imbalance_unplanned;
         }
-        fprintf(out, "  expert load, %s: busiest GPU %.3f of the mean over the day (%.3f had the "
-                     "first plan stayed); %d re-plans, each from %.3f to %.3f\n",
-                i ? "decode" : "prefill", mean / d->sim.minutes, never / d->sim.minutes,
-                e->replans, e->before, e->after);
+        fprintf(out,
+                "  expert load, %s: busiest GPU %.3f of the mean over the day (%.3f had the "
+                "first plan stayed); %d re-plans, each from %.3f to %.3f\n",
+                i ? "decode" : "prefill", mean / d->sim.minutes, never / d->sim.minutes, e->replans,
+                e->before, e->after);
     }
 }
 
@@ -100,8 +103,9 @@ static void print_enough(const struct study_plant *p, const struct study_day *d,
     int all = pr->max_units * pr->nodes + dr->max_units * dr->nodes;
     double paid = d->prefill_node_s + d->decode_node_s, hours = d->sim.minutes / 60.0;
     double full_cost = d->account.cost_usd / (paid / 3600) * all * hours;
-    fprintf(out, "  enough: %.0f nodes at the peak, %.2f on average; profit $%.0f, with all %d "
-                 "nodes all the time $%.0f\n",
+    fprintf(out,
+            "  enough: %.0f nodes at the peak, %.2f on average; profit $%.0f, with all %d "
+            "nodes all the time $%.0f\n",
             d->peak_nodes, paid / 3600 / hours, d->account.profit_usd, all,
             d->account.revenue_usd - full_cost);
 }
@@ -115,8 +119,8 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
     double node_hours = (d->prefill_node_s + d->decode_node_s) / 3600;
     fprintf(out, "# total, %.2f h, nodes %s%s%s\n", hours, mode[s->nodes.mode],
             s->nodes.mode == PLAN_AUTO ? ", forecast " : "",
-            s->nodes.mode == PLAN_AUTO
-                ? forecast_name((enum forecast_kind)s->autoscale.forecast) : "");
+            s->nodes.mode == PLAN_AUTO ? forecast_name((enum forecast_kind)s->autoscale.forecast)
+                                       : "");
     print_events(p, d, out);
     fprintf(out, "  nodes %.2f mean, %.0f peak; %.0f node-hours, %.0f lent to other work\n",
             node_hours / hours, d->peak_nodes, node_hours, d->lent_node_hours);
@@ -130,8 +134,9 @@ static void print_totals(const struct study_plant *p, const struct study_day *d,
             100 * a->gross_margin);
     print_speed(d, out);
     if (s->nodes.mode == PLAN_AUTO) print_enough(p, d, out);
-    fprintf(out, "  minutes that miss the SLO: TTFT p90 > %g s in %.0f, TPOT p90 > %g ms in %.0f "
-                 "of %d\n",
+    fprintf(out,
+            "  minutes that miss the SLO: TTFT p90 > %g s in %.0f, TPOT p90 > %g ms in %.0f "
+            "of %d\n",
             s->slo.ttft_s, d->slo_ttft_missed_minutes, s->slo.tpot_ms, d->slo_tpot_missed_minutes,
             d->sim.minutes);
 }

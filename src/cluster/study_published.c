@@ -20,13 +20,19 @@ struct published {
     double input_rate, output_rate, nodes_mean, nodes_peak, cost, revenue, margin;
 };
 
-#define FIGURE(k, f, u, text) \
-    {.key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct published, f), .def = "0", \
-     .min = 0, .max = 1e18, .unit = u, .doc = text}
+#define FIGURE(k, f, u, text)                                                                 \
+    {                                                                                         \
+        .key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct published, f), .def = "0", \
+        .min = 0, .max = 1e18, .unit = u, .doc = text                                         \
+    }
 
 static const struct option published_options[] = {
-    {.key = "nodes_file", .type = OPTION_STRING, .offset = offsetof(struct published, nodes_file),
-     .bytes = STUDY_PATH_BYTES, .def = "null", .unit = "",
+    {.key = "nodes_file",
+     .type = OPTION_STRING,
+     .offset = offsetof(struct published, nodes_file),
+     .bytes = STUDY_PATH_BYTES,
+     .def = "null",
+     .unit = "",
      .doc = "nodes in service: start_hours,clock,nodes, CSV"},
     FIGURE("input_tokens", input_tokens, "tokens", "all input"),
     FIGURE("input_tokens_cache_hit", hit_tokens, "tokens", "of these found in the cache"),

@@ -25,19 +25,18 @@ static enum status take_axis(const char *path, yaml_document_t *doc, const yaml_
                              const yaml_node_t *value, struct sweep_axes *axes)
 {
     if (axes->n == SWEEP_AXES)
-        return error_set(ERR_INPUT, "%s:%zu:%zu: sweep has more than %d keys", AT(key),
-                         SWEEP_AXES);
+        return error_set(ERR_INPUT, "%s:%zu:%zu: sweep has more than %d keys", AT(key), SWEEP_AXES);
     struct sweep_axis *axis = &axes->axis[axes->n++];
     if (key->type != YAML_SCALAR_NODE || key->data.scalar.length >= SWEEP_TEXT)
         return error_set(ERR_INPUT, "%s:%zu:%zu: sweep: expected a key like decode.ep", AT(key));
     strcpy(axis->key, (const char *)key->data.scalar.value);
     if (value->type == YAML_SCALAR_NODE) return take_value(path, value, axis);
-    if (value->type != YAML_SEQUENCE_NODE || value->data.sequence.items.start ==
-                                                 value->data.sequence.items.top)
+    if (value->type != YAML_SEQUENCE_NODE ||
+        value->data.sequence.items.start == value->data.sequence.items.top)
         return error_set(ERR_INPUT, "%s:%zu:%zu: sweep: %s: expected a list, as in [16, 32]",
                          AT(value), axis->key);
-    for (yaml_node_item_t *i = value->data.sequence.items.start;
-         i < value->data.sequence.items.top; i++)
+    for (yaml_node_item_t *i = value->data.sequence.items.start; i < value->data.sequence.items.top;
+         i++)
         TRY(take_value(path, yaml_document_get_node(doc, *i), axis));
     return OK;
 }
@@ -46,7 +45,8 @@ static void blank_lines(char *text, size_t from, size_t to)
 {
     size_t line = 0;
     for (char *p = text; *p; p++) {
-        if (*p == '\n') line++;
+        if (*p == '\n')
+            line++;
         else if (line >= from && line < to)
             *p = ' ';
     }
@@ -65,14 +65,15 @@ static enum status take_section(const char *path, yaml_document_t *doc, char *te
             strcmp((const char *)key->data.scalar.value, "sweep"))
             continue;
         if (map->type != YAML_MAPPING_NODE)
-            return error_set(ERR_INPUT, "%s:%zu:%zu: sweep: expected keys with lists, as in "
-                             "{decode.ep: [72, 144]}", AT(map));
-        for (yaml_node_pair_t *a = map->data.mapping.pairs.start;
-             a < map->data.mapping.pairs.top; a++)
+            return error_set(ERR_INPUT,
+                             "%s:%zu:%zu: sweep: expected keys with lists, as in "
+                             "{decode.ep: [72, 144]}",
+                             AT(map));
+        for (yaml_node_pair_t *a = map->data.mapping.pairs.start; a < map->data.mapping.pairs.top;
+             a++)
             TRY(take_axis(path, doc, yaml_document_get_node(doc, a->key),
                           yaml_document_get_node(doc, a->value), axes));
-        blank_lines(text, key->start_mark.line,
-                    map->end_mark.line + (map->end_mark.column > 0));
+        blank_lines(text, key->start_mark.line, map->end_mark.line + (map->end_mark.column > 0));
     }
     return OK;
 }

@@ -23,8 +23,12 @@ enum { PREFILL_PROMPT = 4096 }; /* a step's head rows: one for each that many to
 
 void unit_config_defaults(struct unit_config *c, enum unit_role role)
 {
-    *c = (struct unit_config){.role = role, .level = UNIT_CALIBRATED, .redundant_experts = -1,
-                              .micro_batches = 2, .overlap = true, .mtp_acceptance = 0.85};
+    *c = (struct unit_config){.role = role,
+                              .level = UNIT_CALIBRATED,
+                              .redundant_experts = -1,
+                              .micro_batches = 2,
+                              .overlap = true,
+                              .mtp_acceptance = 0.85};
     c->ep = role == UNIT_PREFILL ? 32 : 144;
 }
 
@@ -37,8 +41,7 @@ static enum status check_values(const struct unit_config *c)
         return error_set(ERR_INPUT, "mtp_acceptance is %g, expected a share in 0..1",
                          c->mtp_acceptance);
     if (c->imbalance != 0 && !(c->imbalance >= 1 && c->imbalance <= 1000))
-        return error_set(ERR_INPUT,
-                         "imbalance is %g, expected largest / mean rank load: 1 or more",
+        return error_set(ERR_INPUT, "imbalance is %g, expected largest / mean rank load: 1 or more",
                          c->imbalance);
     return OK;
 }
@@ -48,13 +51,17 @@ static enum status resolve_nodes(const struct hardware *hw, struct unit_config *
     if (c->nodes == 0) {
         c->nodes = (c->ep + hw->gpus_per_node - 1) / hw->gpus_per_node;
         if (c->nodes > 1 && c->ep % hw->gpus_per_node)
-            return error_set(ERR_INPUT, "ep is %d, but a node of %s has %d GPUs: %d would stand "
-                             "idle; take a multiple of %d", c->ep, hw->name, hw->gpus_per_node,
+            return error_set(ERR_INPUT,
+                             "ep is %d, but a node of %s has %d GPUs: %d would stand "
+                             "idle; take a multiple of %d",
+                             c->ep, hw->name, hw->gpus_per_node,
                              c->nodes * hw->gpus_per_node - c->ep, hw->gpus_per_node);
     }
     if (c->nodes < 1 || c->ep % c->nodes || c->ep / c->nodes > hw->gpus_per_node)
-        return error_set(ERR_INPUT, "ep %d on %d nodes is not possible: expected equal nodes of at "
-                         "most %d GPUs (%s)", c->ep, c->nodes, hw->gpus_per_node, hw->name);
+        return error_set(ERR_INPUT,
+                         "ep %d on %d nodes is not possible: expected equal nodes of at "
+                         "most %d GPUs (%s)",
+                         c->ep, c->nodes, hw->gpus_per_node, hw->name);
     return OK;
 }
 
@@ -66,10 +73,11 @@ static enum status resolve_slots(struct unit_speed *u)
     int slots = experts + c->redundant_experts, below, above;
     if (!expert_slots_legal(experts, c->redundant_experts, c->ep)) {
         expert_slots_nearest(slots, c->ep, &below, &above);
-        return error_set(ERR_INPUT, "ep %d cannot hold %d experts + %d redundant = %d slots "
-                         "evenly: take ep %d%s%.0d, or %d redundant experts", c->ep, experts,
-                         c->redundant_experts, slots, below, above ? " or " : "", above,
-                         expert_slots_auto(experts, c->ep));
+        return error_set(ERR_INPUT,
+                         "ep %d cannot hold %d experts + %d redundant = %d slots "
+                         "evenly: take ep %d%s%.0d, or %d redundant experts",
+                         c->ep, experts, c->redundant_experts, slots, below, above ? " or " : "",
+                         above, expert_slots_auto(experts, c->ep));
     }
     u->slots_per_gpu = slots / c->ep;
     return OK;
@@ -83,15 +91,18 @@ static enum status resolve_imbalance(struct unit_speed *u)
     u->imbalance = c->imbalance > 0 ? c->imbalance : 1;
     if (c->imbalance > 0 || !c->load || c->ep == 1) return OK;
     int layers = c->load_layers > 0 ? c->load_layers : 1;
-    struct eplb_shape shape = {.layers = layers, .experts = u->model.experts,
-                               .groups = u->model.n_group, .nodes = c->nodes, .ranks = c->ep,
+    struct eplb_shape shape = {.layers = layers,
+                               .experts = u->model.experts,
+                               .groups = u->model.n_group,
+                               .nodes = c->nodes,
+                               .ranks = c->ep,
                                .slots = u->slots_per_gpu * c->ep};
     struct placement p;
     TRY(eplb_place(&shape, c->load, &p));
     u->imbalance = 0;
     for (int l = 0; l < layers; l++)
-        u->imbalance += placement_imbalance(&p, l, c->load + (size_t)l * (size_t)shape.experts) /
-                        layers;
+        u->imbalance +=
+            placement_imbalance(&p, l, c->load + (size_t)l * (size_t)shape.experts) / layers;
     placement_free(&p);
     return OK;
 }
@@ -117,14 +128,19 @@ static enum status build_schedules(struct unit_speed *u)
 static enum status check_fits(const struct hardware *hw, struct unit_speed *u)
 {
     const struct unit_config *c = &u->cfg;
-    struct memory_setup s = {.decode = c->role == UNIT_DECODE, .mtp = c->mtp, .ep = c->ep,
+    struct memory_setup s = {.decode = c->role == UNIT_DECODE,
+                             .mtp = c->mtp,
+                             .ep = c->ep,
                              .slots_per_gpu = u->slots_per_gpu,
-                             .micro_batches = c->micro_batches, .max_batch = c->max_batch,
-                             .chunk_tokens = c->chunk_tokens, .sizes = c->sizes};
+                             .micro_batches = c->micro_batches,
+                             .max_batch = c->max_batch,
+                             .chunk_tokens = c->chunk_tokens,
+                             .sizes = c->sizes};
     memory_model(hw, &u->model, &s, &u->memory);
     const struct unit_memory *m = &u->memory;
     if (m->kv > 0) return OK;
-    return error_set(ERR_RESOURCE, "%s at EP%d does not fit a GPU of %s with %.1f GB: weights "
+    return error_set(ERR_RESOURCE,
+                     "%s at EP%d does not fit a GPU of %s with %.1f GB: weights "
                      "%.1f + %.1f experts (%d slots), buffers %.1f, workspace %.1f, reserve %.1f "
                      "leave %.1f GB for the KV cache; take a larger ep or a smaller batch",
                      u->model.model_type, c->ep, hw->name, m->capacity * 1e-9,
@@ -145,8 +161,10 @@ static enum status create(const struct hardware *hw, struct unit_speed *u)
     TRY(check_fits(hw, u));
     struct stage_setup s = {.decode = c->role == UNIT_DECODE,
                             .calibrated = c->level == UNIT_CALIBRATED,
-                            .overlap = c->overlap && c->micro_batches == 2, .ep = c->ep,
-                            .nodes = c->nodes, .slots_per_gpu = u->slots_per_gpu,
+                            .overlap = c->overlap && c->micro_batches == 2,
+                            .ep = c->ep,
+                            .nodes = c->nodes,
+                            .slots_per_gpu = u->slots_per_gpu,
                             .imbalance = u->imbalance,
                             .group_tree = c->combine == UNIT_COMBINE_GROUP_TREE};
     stage_model_build(hw, &u->model, &s, &u->stages);
@@ -179,11 +197,26 @@ void unit_speed_free(struct unit_speed *u)
     free(u);
 }
 
-bool unit_is_decode(const struct unit_speed *u) { return u->cfg.role == UNIT_DECODE; }
-int unit_gpus(const struct unit_speed *u) { return u->cfg.ep; }
-int unit_nodes(const struct unit_speed *u) { return u->cfg.nodes; }
-int unit_slots_per_gpu(const struct unit_speed *u) { return u->slots_per_gpu; }
-double unit_imbalance(const struct unit_speed *u) { return u->imbalance; }
+bool unit_is_decode(const struct unit_speed *u)
+{
+    return u->cfg.role == UNIT_DECODE;
+}
+int unit_gpus(const struct unit_speed *u)
+{
+    return u->cfg.ep;
+}
+int unit_nodes(const struct unit_speed *u)
+{
+    return u->cfg.nodes;
+}
+int unit_slots_per_gpu(const struct unit_speed *u)
+{
+    return u->slots_per_gpu;
+}
+double unit_imbalance(const struct unit_speed *u)
+{
+    return u->imbalance;
+}
 double unit_tokens_per_step(const struct unit_speed *u)
 {
     return u->cfg.role == UNIT_DECODE && u->cfg.mtp ? 1 + u->cfg.mtp_acceptance : 1;
@@ -227,7 +260,9 @@ static void run_step(struct unit_speed *u, const struct stage_load *load, struct
 void unit_prefill_step(struct unit_speed *u, double tokens, double pairs, struct unit_step *out)
 {
     double mb = u->cfg.micro_batches, share = tokens / mb;
-    struct stage_load load = {.tokens = share, .pairs = pairs / mb, .requests = 1,
+    struct stage_load load = {.tokens = share,
+                              .pairs = pairs / mb,
+                              .requests = 1,
                               .head_tokens = fmax(1, share / PREFILL_PROMPT)};
     run_step(u, &load, out);
 }
@@ -235,8 +270,8 @@ void unit_prefill_step(struct unit_speed *u, double tokens, double pairs, struct
 void unit_decode_step(struct unit_speed *u, double batch, double mean_kv, struct unit_step *out)
 {
     double mb = u->cfg.micro_batches, requests = batch / mb, q = u->cfg.mtp ? 2 : 1;
-    struct stage_load load = {.tokens = requests * q, .requests = requests, .kv = mean_kv,
-                              .head_tokens = requests * q};
+    struct stage_load load = {
+        .tokens = requests * q, .requests = requests, .kv = mean_kv, .head_tokens = requests * q};
     run_step(u, &load, out);
 }
 

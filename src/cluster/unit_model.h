@@ -52,8 +52,8 @@ struct unit_config {
     int load_layers;       /* 0: 1 */
     const struct model_sizes *sizes; /* of the model, for many units of it; NULL: worked out. Also
                                       * borrowed during unit_speed_create. */
-    int max_batch;         /* decode: rows of the low-latency buffers; 0: 128 */
-    int chunk_tokens;      /* prefill: tokens a GPU and step, for buffers; 0: 16384 */
+    int max_batch;                   /* decode: rows of the low-latency buffers; 0: 128 */
+    int chunk_tokens;                /* prefill: tokens a GPU and step, for buffers; 0: 16384 */
 };
 
 struct unit_speed; /* opaque */
@@ -90,13 +90,13 @@ double unit_decode_step_s(struct unit_speed *u, double batch, double mean_kv);
 
 /* The same step, taken apart. */
 struct unit_step {
-    double step_s;              /* all of it */
-    double layers_s;            /* schedule's makespan */
-    double overhead_s;          /* step overhead: scheduling, sampling, host */
-    double mtp_s;               /* the MTP module: one layer and its head */
-    double compute_s, comm_s;   /* sums of the two lanes */
-    double exposed_s;           /* the compute lane waits */
-    double stage_s[STAGE_COUNT]; /* of one op: one micro-batch in one (routed) layer */
+    double step_s;                        /* all of it */
+    double layers_s;                      /* schedule's makespan */
+    double overhead_s;                    /* step overhead: scheduling, sampling, host */
+    double mtp_s;                         /* the MTP module: one layer and its head */
+    double compute_s, comm_s;             /* sums of the two lanes */
+    double exposed_s;                     /* the compute lane waits */
+    double stage_s[STAGE_COUNT];          /* of one op: one micro-batch in one (routed) layer */
     struct stage_time stage[STAGE_COUNT]; /* the same ops, their parts and bounds */
 };
 void unit_prefill_step(struct unit_speed *u, double tokens, double pairs, struct unit_step *out);

@@ -13,8 +13,7 @@ static void fill_axis(double *at, int n, double first, double last)
     for (int i = 0; i < n; i++) at[i] = first * pow(last / first, (double)i / (n - 1));
 }
 
-enum status unit_table_build(struct unit_speed *u, double max_x, double max_y,
-                             struct unit_table *t)
+enum status unit_table_build(struct unit_speed *u, double max_x, double max_y, struct unit_table *t)
 {
     memset(t, 0, sizeof *t);
     if (!(max_x > 1) || !(max_y > 1))

@@ -36,13 +36,13 @@ struct sim_request {
 };
 
 struct session_params {
-    double turns;                       /* mean, >= 1; geometric */
-    double first_tokens, first_sigma;   /* mean and log-sigma of the first message */
+    double turns;                     /* mean, >= 1; geometric */
+    double first_tokens, first_sigma; /* mean and log-sigma of the first message */
     double followup_tokens, followup_sigma;
     double output_tokens, output_sigma;
-    double returned;                    /* share of an answer that the next prompt repeats */
-    double think_s, think_sigma;        /* from an answer's end to the next turn */
-    double max_prompt;                  /* tokens; a session that would pass it ends */
+    double returned;             /* share of an answer that the next prompt repeats */
+    double think_s, think_sigma; /* from an answer's end to the next turn */
+    double max_prompt;           /* tokens; a session that would pass it ends */
 };
 
 struct draw_table {
@@ -52,9 +52,9 @@ struct draw_table {
 struct workload {
     struct session_params session;
     struct draw_table first, followup, output;
-    struct draw_table think;      /* ticks */
-    uint32_t go_on;               /* of 65,536 */
-    double mean_output;           /* tokens, exactly the table's */
+    struct draw_table think; /* ticks */
+    uint32_t go_on;          /* of 65,536 */
+    double mean_output;      /* tokens, exactly the table's */
 };
 
 enum status workload_build(const struct session_params *session, struct workload *out);

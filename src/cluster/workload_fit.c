@@ -39,8 +39,10 @@ static enum status fit_sigma(const struct workload_targets *t, struct session_pa
             sum += answers.v[k];
             square += (double)answers.v[k] * answers.v[k];
         }
-        if (t->prompt + 0.5 * (square / sum - 1) < t->kv_per_output) lo = s->output_sigma;
-        else hi = s->output_sigma;
+        if (t->prompt + 0.5 * (square / sum - 1) < t->kv_per_output)
+            lo = s->output_sigma;
+        else
+            hi = s->output_sigma;
     }
     if (hi > 2.49)
         return error_set(ERR_INPUT,
@@ -50,8 +52,8 @@ static enum status fit_sigma(const struct workload_targets *t, struct session_pa
     return OK;
 }
 
-enum status workload_fit(const struct workload_targets *t, uint64_t seed,
-                         struct session_params *s, struct workload_means *means)
+enum status workload_fit(const struct workload_targets *t, uint64_t seed, struct session_params *s,
+                         struct workload_means *means)
 {
     struct workload w;
     TRY(possible(t));

@@ -15,7 +15,7 @@ struct workload_targets {
  * max_prompt stay; finds turns (hit ratio), first_tokens (prompt), output_tokens and output_sigma
  * (KV). *means: what the fitted workload amounts to. ERR_INPUT with the numbers when the targets
  * cannot be met together. */
-enum status workload_fit(const struct workload_targets *t, uint64_t seed,
-                         struct session_params *s, struct workload_means *means);
+enum status workload_fit(const struct workload_targets *t, uint64_t seed, struct session_params *s,
+                         struct workload_means *means);
 
 #endif

@@ -87,9 +87,8 @@ static enum status jsonl_line(struct reader *r, const char *line)
     struct trace_row row;
     if (!json_number(line, "timestamp", &ms) || !json_number(line, "input_length", &prompt) ||
         !json_number(line, "output_length", &output))
-        return error_set(ERR_INPUT,
-                         "%s:%d: expected timestamp, input_length and output_length", r->path,
-                         r->line);
+        return error_set(ERR_INPUT, "%s:%d: expected timestamp, input_length and output_length",
+                         r->path, r->line);
     TRY(take_blocks(r, line, &row));
     return take_row(r, ms / 1e3, prompt, output, row);
 }
@@ -100,8 +99,8 @@ static enum status csv_line(struct reader *r, const char *line)
     if (r->line == 1 && strstr(line, "arrived_at")) return OK;
     if (sscanf(line, "%lf,%lf,%lf", &t_s, &prompt, &output) != 3)
         return error_set(ERR_INPUT,
-                         "%s:%d: expected arrived_at,num_prefill_tokens,num_decode_tokens",
-                         r->path, r->line);
+                         "%s:%d: expected arrived_at,num_prefill_tokens,num_decode_tokens", r->path,
+                         r->line);
     return take_row(r, t_s, prompt, output, (struct trace_row){0});
 }
 

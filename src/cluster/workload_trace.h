@@ -19,11 +19,11 @@ struct trace_row {
 };
 
 struct workload_trace {
-    struct trace_row *row;  /* [n] ascending t_s; owned */
+    struct trace_row *row; /* [n] ascending t_s; owned */
     size_t n;
-    uint32_t *blocks;       /* [n_blocks] prefix block ids, dense from 0; owned */
+    uint32_t *blocks; /* [n_blocks] prefix block ids, dense from 0; owned */
     size_t n_blocks;
-    uint32_t max_block;     /* largest id + 1; 0: the trace has no ids */
+    uint32_t max_block;                  /* largest id + 1; 0: the trace has no ids */
     double prompt_tokens, output_tokens; /* sums */
 };
 

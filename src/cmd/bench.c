@@ -9,8 +9,8 @@ static const struct {
     enum status (*fn)(int argc, char **argv);
     bool needs_mpi;
 } benches[] = {
-    {"machine", "peaks, bandwidths: what every other figure is measured against",
-     cmd_bench_machine, false},
+    {"machine", "peaks, bandwidths: what every other figure is measured against", cmd_bench_machine,
+     false},
     {"gemm", "dense, grouped and masked matrix products", cmd_bench_gemm, false},
     {"mla", "prefill attention and paged decode attention", cmd_bench_mla, false},
     {"layer", "stages and kernels of a MoE layer of a checkpoint", cmd_bench_layer, true},
@@ -40,8 +40,7 @@ bool cmd_bench_needs_mpi(int argc, char **argv)
 enum status cmd_bench(int argc, char **argv)
 {
     for (size_t i = 0; i < BENCHES; i++)
-        if (argc > 1 && !strcmp(argv[1], benches[i].name))
-            return benches[i].fn(argc - 1, argv + 1);
+        if (argc > 1 && !strcmp(argv[1], benches[i].name)) return benches[i].fn(argc - 1, argv + 1);
     if (cmd_wants_help(argc, argv)) {
         print_help(stdout);
         return OK;

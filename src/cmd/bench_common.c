@@ -68,8 +68,7 @@ void bench_print_line(const struct bench_machine *m, const struct bench_line *li
     fflush(stdout);
 }
 
-enum status bench_parse_list(const char *option, const char *text, int *values, int max,
-                             int *count)
+enum status bench_parse_list(const char *option, const char *text, int *values, int max, int *count)
 {
     *count = 0;
     while (*text) {
@@ -78,8 +77,7 @@ enum status bench_parse_list(const char *option, const char *text, int *values, 
         if (end == text || v < 0 || v > 1 << 24 || (*end && *end != ','))
             return error_set(ERR_USAGE, "%s: expected numbers like 1,8,512, found '%s'", option,
                              text);
-        if (*count == max)
-            return error_set(ERR_USAGE, "%s: at most %d numbers", option, max);
+        if (*count == max) return error_set(ERR_USAGE, "%s: at most %d numbers", option, max);
         values[(*count)++] = (int)v;
         text = *end ? end + 1 : end;
     }

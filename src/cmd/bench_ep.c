@@ -78,8 +78,13 @@ static double slowest(const struct bench *b, double s)
 
 static enum status options_read(struct options *o, int argc, char **argv)
 {
-    *o = (struct options){.hidden = {7168, 256}, .hiddens = 2, .tokens = {1, 8, 32, 128},
-                          .token_counts = 4, .experts = 256, .topk = 8, .budget_s = 0.3};
+    *o = (struct options){.hidden = {7168, 256},
+                          .hiddens = 2,
+                          .tokens = {1, 8, 32, 128},
+                          .token_counts = 4,
+                          .experts = 256,
+                          .topk = 8,
+                          .budget_s = 0.3};
     for (int i = 1; i + 1 < argc; i += 2) {
         const char *name = argv[i], *value = argv[i + 1];
         int n = 1;
@@ -96,8 +101,10 @@ static enum status options_read(struct options *o, int argc, char **argv)
         else if (!strcmp(name, "--seconds"))
             o->budget_s = atof(value);
         else
-            return error_set(ERR_USAGE, "bench ep: unknown option %s; there are --hidden, "
-                             "--tokens, --experts, --topk, --ranks-per-node, --seconds", name);
+            return error_set(ERR_USAGE,
+                             "bench ep: unknown option %s; there are --hidden, "
+                             "--tokens, --experts, --topk, --ranks-per-node, --seconds",
+                             name);
     }
     if (argc % 2 == 0) return error_set(ERR_USAGE, "bench ep: %s needs a value", argv[argc - 1]);
     return OK;
@@ -164,8 +171,7 @@ static enum status operate_once(struct bench *b)
     b->y = malloc(((size_t)r.total + 1) * (size_t)b->hidden * sizeof *b->y);
     if (!b->y) return error_set(ERR_RESOURCE, "bench ep: out of memory");
     if (r.more) return error_set(ERR_BUG, "bench ep: the receive buffer overflowed");
-    for (int i = 0; i < r.total; i++)
-        dequantise(&r.x, i, b->y + (size_t)i * (size_t)b->hidden);
+    for (int i = 0; i < r.total; i++) dequantise(&r.x, i, b->y + (size_t)i * (size_t)b->hidden);
     TRY(ep_combine_begin(b->g, 0, DT_F32, b->y, b->hidden));
     return ep_combine_finish(b->g, 0, b->out, b->hidden);
 }
@@ -175,8 +181,8 @@ static enum status verify(struct bench *b)
     size_t H = (size_t)b->hidden, K = (size_t)b->o->topk;
     uint16_t *rows = malloc(K * H * sizeof *rows);
     float *x = malloc(H * sizeof *x), *want = malloc(H * sizeof *want);
-    enum status st = rows && x && want ? operate_once(b)
-                                       : error_set(ERR_RESOURCE, "bench ep: out of memory");
+    enum status st =
+        rows && x && want ? operate_once(b) : error_set(ERR_RESOURCE, "bench ep: out of memory");
     for (int t = 0; t < b->m && st == OK; t++) {
         dequantise(&b->x, t, x);
         for (size_t k = 0; k < K; k++)
@@ -248,8 +254,8 @@ static enum status time_ep(struct bench *b)
 }
 
 /* MPI_Alltoallv of rows of `bytes`, and a memcpy of what one rank sends. */
-static enum status time_baselines(struct bench *b, size_t bytes, const int *send,
-                                  const int *recv, int which)
+static enum status time_baselines(struct bench *b, size_t bytes, const int *send, const int *recv,
+                                  int which)
 {
     double times[MAX_ITERATIONS], copies[MAX_ITERATIONS];
     int n = 5, R = b->ranks, rows[2] = {0, 0};
@@ -295,11 +301,11 @@ static void print_line(const struct bench *b)
     double back = rows * b->hidden * 2;
     if (b->rank != 0) return;
     printf("%-11s %6d %6d %11.1f %7.2f %7.2f %9.2f %11.1f %7.2f %7.2f %9.2f %8.1f %8.1f\n",
-           b->mode == EP_NORMAL ? "normal" : "low-latency", b->hidden, b->m,
-           b->dispatch_s * 1e6, in / b->dispatch_s / 1e9, b->alltoall_s[0] / b->dispatch_s,
+           b->mode == EP_NORMAL ? "normal" : "low-latency", b->hidden, b->m, b->dispatch_s * 1e6,
+           in / b->dispatch_s / 1e9, b->alltoall_s[0] / b->dispatch_s,
            b->memcpy_s[0] / b->dispatch_s, b->combine_s * 1e6, back / b->combine_s / 1e9,
-           b->alltoall_s[1] / b->combine_s, b->memcpy_s[1] / b->combine_s,
-           b->cpu_s * 1e6, b->switches);
+           b->alltoall_s[1] / b->combine_s, b->memcpy_s[1] / b->combine_s, b->cpu_s * 1e6,
+           b->switches);
     fflush(stdout);
 }
 
@@ -324,9 +330,15 @@ static enum status bench_hidden(const struct options *o, int hidden, struct wait
     const struct topology *tp = transport_topology(waiter->transport);
     int most = 1;
     for (int i = 0; i < o->token_counts; i++) most = o->tokens[i] > most ? o->tokens[i] : most;
-    struct ep_params p = {.experts = o->experts, .topk = o->topk, .hidden = hidden, .n_group = 1,
-                          .max_tokens = most, .chunk_tokens = most, .recv_rows_factor = 1e9,
-                          .dispatch_type = DT_E4M3, .combine_type = DT_BF16};
+    struct ep_params p = {.experts = o->experts,
+                          .topk = o->topk,
+                          .hidden = hidden,
+                          .n_group = 1,
+                          .max_tokens = most,
+                          .chunk_tokens = most,
+                          .recv_rows_factor = 1e9,
+                          .dispatch_type = DT_E4M3,
+                          .combine_type = DT_BF16};
     int32_t *identity = calloc((size_t)o->experts, sizeof *identity);
     if (!identity) return error_set(ERR_RESOURCE, "bench ep: out of memory");
     for (int e = 0; e < o->experts; e++) identity[e] = e;
@@ -335,9 +347,15 @@ static enum status bench_hidden(const struct options *o, int hidden, struct wait
     enum status st = ep_create(&p, &placement, waiter, kernels, lane, &g);
     for (int mode = EP_NORMAL; mode <= EP_LOW_LATENCY && st == OK; mode++)
         for (int i = 0; i < o->token_counts && st == OK; i++) {
-            struct bench b = {.o = o, .g = g, .waiter = waiter, .kernels = kernels, .lane = lane,
+            struct bench b = {.o = o,
+                              .g = g,
+                              .waiter = waiter,
+                              .kernels = kernels,
+                              .lane = lane,
                               .hidden = hidden,
-                              .rank = tp->rank, .ranks = tp->ranks, .m = o->tokens[i],
+                              .rank = tp->rank,
+                              .ranks = tp->ranks,
+                              .m = o->tokens[i],
                               .mode = (enum ep_mode)mode};
             st = bench_run(&b);
         }

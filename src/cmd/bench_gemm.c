@@ -106,8 +106,8 @@ static enum status parse_one(int option, const char *value, struct options *opt,
 
 static void defaults(struct options *opt, bool quick)
 {
-    static const struct shape full[] = {{2112, 7168}, {4096, 7168}, {7168, 2048}, {24576, 1536},
-                                        {512, 256},   {256, 128}};
+    static const struct shape full[] = {{2112, 7168},  {4096, 7168}, {7168, 2048},
+                                        {24576, 1536}, {512, 256},   {256, 128}};
     static const int rows[] = {1, 2, 4, 8, 16, 64, 512}, quick_rows[] = {1, 8, 512};
     if (opt->shape_count == 0) {
         const struct shape *s = quick ? full + 2 : full; /* from 7168 x 2048 on */
@@ -126,9 +126,9 @@ static void defaults(struct options *opt, bool quick)
 static enum status parse(int argc, char **argv, struct options *opt, bool *help)
 {
     static const struct option table[] = {
-        {"threads", 1, 0, 't'}, {"isa", 1, 0, 'i'},    {"m", 1, 0, 'm'},
-        {"shape", 1, 0, 's'},   {"dtype", 1, 0, 'd'},  {"groups", 1, 0, 'g'},
-        {"quick", 0, 0, 'q'},   {"help", 0, 0, 'h'},   {0, 0, 0, 0}};
+        {"threads", 1, 0, 't'}, {"isa", 1, 0, 'i'},   {"m", 1, 0, 'm'},
+        {"shape", 1, 0, 's'},   {"dtype", 1, 0, 'd'}, {"groups", 1, 0, 'g'},
+        {"quick", 0, 0, 'q'},   {"help", 0, 0, 'h'},  {0, 0, 0, 0}};
     bool quick = false;
     *opt = (struct options){.threads = cpu_count(), .isa = bench_best_isa(), .groups = 8};
     optind = 0;
@@ -205,10 +205,15 @@ static enum status operands_make(struct bench *b, enum dtype type, int m, struct
     fill(type, o->rows, row_cells * dtype_bytes(type), 2);
     for (size_t i = 0; i < scales; i++) o->w_scale[i] = 0.001f * (float)(1 + i % 7);
     for (size_t i = 0; i < row_scales; i++) o->a_scale[i] = 0.01f * (float)(1 + i % 5);
-    o->src = (struct weight_src){.type = type, .n = s.n, .k = s.k, .data = o->src_data,
-                                 .ldk = s.k, .scale = o->w_scale, .lds = blocks};
-    o->a = (struct amat){.type = type, .k = s.k, .data = o->rows, .ld = s.k,
-                         .scale = o->a_scale, .lds = blocks};
+    o->src = (struct weight_src){.type = type,
+                                 .n = s.n,
+                                 .k = s.k,
+                                 .data = o->src_data,
+                                 .ldk = s.k,
+                                 .scale = o->w_scale,
+                                 .lds = blocks};
+    o->a = (struct amat){
+        .type = type, .k = s.k, .data = o->rows, .ld = s.k, .scale = o->a_scale, .lds = blocks};
     double t0 = clock_now_s();
     TRY(b->kern.gemm_pack(type, &o->src, 1, o->packed, &o->w));
     double seconds = clock_now_s() - t0;
@@ -242,8 +247,7 @@ static enum status verify_cell(const struct call *call, int i, int j)
     struct weight_src row = o->src;
     struct amat a = o->a;
     row.n = 1;
-    row.data = (const char *)o->src_data +
-               (size_t)weight_row * (size_t)o->k * dtype_bytes(o->type);
+    row.data = (const char *)o->src_data + (size_t)weight_row * (size_t)o->k * dtype_bytes(o->type);
     int scale_row = weight_row / FP8_BLOCK;
     if (call->groups) scale_row = (weight_row % ldc) / FP8_BLOCK; /* each expert's own grid */
     row.scale = o->w_scale + (size_t)scale_row * (size_t)row.lds;
@@ -253,9 +257,10 @@ static enum status verify_cell(const struct call *call, int i, int j)
     gemm_ref(1, &a, &row, 1, &want, &mag);
     double tolerance = (4 + 4 * sqrt(o->k)) * 0x1p-24 * mag;
     if (fabs(got - want) <= tolerance) return OK;
-    return error_set(ERR_BUG, "bench gemm: m %d n %d k %d groups %d is wrong at (%d, %d): %g, "
-                     "expected %g +- %g: not timed", o->m, o->n, o->k, call->groups, i, j, got,
-                     want, tolerance);
+    return error_set(ERR_BUG,
+                     "bench gemm: m %d n %d k %d groups %d is wrong at (%d, %d): %g, "
+                     "expected %g +- %g: not timed",
+                     o->m, o->n, o->k, call->groups, i, j, got, want, tolerance);
 }
 
 /* Runs the product once and checks its corners and some random cells. */
@@ -291,8 +296,7 @@ static struct bench_line line_of(const struct bench *b, const struct operands *o
     bool bf16 = o->type != DT_F32;
     return (struct bench_line){
         .flops = 2.0 * o->m * o->n * o->k,
-        .bytes = ((double)o->n + o->m) * o->k * (double)dtype_bytes(o->type) +
-                 4.0 * o->m * o->n,
+        .bytes = ((double)o->n + o->m) * o->k * (double)dtype_bytes(o->type) + 4.0 * o->m * o->n,
         .peak_flops = bf16 ? b->machine.bf16_flops : b->machine.f32_flops,
     };
 }
@@ -322,8 +326,7 @@ static enum status dense(struct bench *b, enum dtype type, int shape, int mi)
     if (st == OK) st = verify(&call, call_dense);
     if (st == OK) {
         struct bench_line line = line_of(b, &o);
-        snprintf(label, sizeof label, "gemm %-4s m %4d n %5d k %5d", type_label(type), m, o.n,
-                 o.k);
+        snprintf(label, sizeof label, "gemm %-4s m %4d n %5d k %5d", type_label(type), m, o.n, o.k);
         line.label = label;
         line.seconds = bench_seconds(call_dense, &call, b->opt.budget_s);
         if (type != DT_F32) line.baseline_s = baseline(b, shape, mi);
@@ -341,8 +344,7 @@ static enum status grouped(struct bench *b, enum dtype type, struct shape s, int
     int groups = b->opt.groups;
     struct shape expert = {s.n / groups, s.k};
     if (expert.n < 1) return OK;
-    enum status st = operands_make(b, type, m * groups, (struct shape){expert.n * groups, s.k},
-                                   &o);
+    enum status st = operands_make(b, type, m * groups, (struct shape){expert.n * groups, s.k}, &o);
     struct call call = {.b = b, .o = &o, .groups = groups};
     int none[2] = {expert.n, 0}, row = 0;
     size_t bytes = b->kern.gemm_packed_bytes(type, none, 1, s.k);
@@ -351,8 +353,8 @@ static enum status grouped(struct bench *b, enum dtype type, struct shape s, int
     for (int g = 0; g < groups && st == OK; g++) {
         struct weight_src src = o.src;
         src.n = expert.n;
-        src.data = (char *)o.src_data +
-                   (size_t)g * (size_t)expert.n * (size_t)s.k * dtype_bytes(type);
+        src.data =
+            (char *)o.src_data + (size_t)g * (size_t)expert.n * (size_t)s.k * dtype_bytes(type);
         st = b->kern.gemm_pack(type, &src, 1, (char *)packed + (size_t)g * bytes, &call.w[g]);
         int share = 2 * m * groups * (g + 1) / (groups * (groups + 1));
         call.begin[g] = row;
@@ -364,8 +366,7 @@ static enum status grouped(struct bench *b, enum dtype type, struct shape s, int
         char label[64];
         struct bench_line line = line_of(b, &o);
         line.flops /= groups;
-        line.bytes = ((double)o.n + o.m) * o.k * (double)dtype_bytes(type) +
-                     4.0 * o.m * expert.n;
+        line.bytes = ((double)o.n + o.m) * o.k * (double)dtype_bytes(type) + 4.0 * o.m * expert.n;
         snprintf(label, sizeof label, "grouped %-4s %2d x n %4d k %4d rows %4d", type_label(type),
                  groups, expert.n, s.k, o.m);
         line.label = label;
@@ -401,8 +402,7 @@ enum status cmd_bench_gemm(int argc, char **argv)
         for (int s = 0; s < b.opt.shape_count; s++)
             for (int i = 0; i < b.opt.m_count; i++) TRY(dense(&b, (enum dtype)t, s, i));
         for (int i = 0; i < b.opt.m_count && b.opt.groups; i++)
-            TRY(grouped(&b, (enum dtype)t, b.opt.shape[b.opt.shape_count > 2 ? 2 : 0],
-                        b.opt.m[i]));
+            TRY(grouped(&b, (enum dtype)t, b.opt.shape[b.opt.shape_count > 2 ? 2 : 0], b.opt.m[i]));
     }
     lane_free(&b.lane);
     return OK;

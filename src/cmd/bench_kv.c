@@ -41,11 +41,13 @@ static const char usage[] =
 
 static enum status parse(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {
-        {"dir", required_argument, 0, 'd'},        {"io", required_argument, 0, 'i'},
-        {"bytes", required_argument, 0, 'b'},      {"page-bytes", required_argument, 0, 'p'},
-        {"trace", required_argument, 0, 't'},      {"no-fio", no_argument, 0, 'F'},
-        {0, 0, 0, 0}};
+    static const struct option longs[] = {{"dir", required_argument, 0, 'd'},
+                                          {"io", required_argument, 0, 'i'},
+                                          {"bytes", required_argument, 0, 'b'},
+                                          {"page-bytes", required_argument, 0, 'p'},
+                                          {"trace", required_argument, 0, 't'},
+                                          {"no-fio", no_argument, 0, 'F'},
+                                          {0, 0, 0, 0}};
     optind = 1;
     for (int c; (c = getopt_long(argc, argv, "", longs, 0)) != -1;) {
         switch (c) {
@@ -72,9 +74,9 @@ struct bench {
     struct disk_store *store;
     char folder[4096];
     size_t page_bytes;
-    uint32_t pages;          /* in all */
-    char *pool;              /* [SLOTS][page_bytes]: page i lives in slot i % SLOTS */
-    struct hash128 *chain;   /* [pages] one long prompt */
+    uint32_t pages;        /* in all */
+    char *pool;            /* [SLOTS][page_bytes]: page i lives in slot i % SLOTS */
+    struct hash128 *chain; /* [pages] one long prompt */
     uint64_t wrong;
 };
 
@@ -105,8 +107,8 @@ static void page_tokens(uint32_t page, int32_t tokens[TOKENS])
 static struct disk_page page_at(const struct bench *b, uint32_t i, int32_t tokens[TOKENS])
 {
     page_tokens(i, tokens);
-    return (struct disk_page){{b->chain[i], i ? b->chain[i - 1] : PAGE_HASH_ROOT, i}, tokens,
-                              (int32_t)i, i};
+    return (struct disk_page){
+        {b->chain[i], i ? b->chain[i - 1] : PAGE_HASH_ROOT, i}, tokens, (int32_t)i, i};
 }
 
 static void fill_pool(struct bench *b)
@@ -243,8 +245,7 @@ static double fio_rate(const struct bench *b, bool write, const struct disk_stat
              "--direct=%d --ioengine=%s --iodepth=%u --end_fsync=%d --minimal 2>/dev/null",
              b->folder, write ? "write" : "read", disk_stride(&shape),
              (size_t)b->pages * disk_stride(&shape), st->direct ? 1 : 0,
-             b->o->io && !strcmp(b->o->io, "threads") ? "posixaio" : "io_uring", st->depth,
-             write);
+             b->o->io && !strcmp(b->o->io, "threads") ? "posixaio" : "io_uring", st->depth, write);
     FILE *f = popen(command, "r"); /* NOLINT(cert-env33-c): a benchmark's own baseline */
     if (!f) return 0;
     bool ok = fgets(line, sizeof line, f) != NULL;

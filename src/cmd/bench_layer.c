@@ -48,18 +48,19 @@ struct rig {
 
 static void usage(void)
 {
-    fputs("usage: moebatch bench layer DIR [options]\n"
-          "  --threads T      threads (default: all cores)\n"
-          "  --isa NAME       instruction set (default: the best)\n"
-          "  --numerics N     checkpoint | bf16 | fp32\n"
-          "  --prompt N       tokens of the prefill step (default 512)\n"
-          "  --batch LIST     decode batches (default 1,8,32,128), context 1024 or the\n"
-          "                   model's if that is less\n"
-          "  --steps N        timed steps of each (default 3, the fastest counts)\n"
-          "DIR is a checkpoint (moebatch model make writes one of any shape). Times are of one MoE\n"
-          "layer, the mean over the model's. '%bound' compares with operations / peak or bytes /\n"
-          "DRAM bandwidth, both measured in this run; what stays in caches can exceed 100.\n",
-          stdout);
+    fputs(
+        "usage: moebatch bench layer DIR [options]\n"
+        "  --threads T      threads (default: all cores)\n"
+        "  --isa NAME       instruction set (default: the best)\n"
+        "  --numerics N     checkpoint | bf16 | fp32\n"
+        "  --prompt N       tokens of the prefill step (default 512)\n"
+        "  --batch LIST     decode batches (default 1,8,32,128), context 1024 or the\n"
+        "                   model's if that is less\n"
+        "  --steps N        timed steps of each (default 3, the fastest counts)\n"
+        "DIR is a checkpoint (moebatch model make writes one of any shape). Times are of one MoE\n"
+        "layer, the mean over the model's. '%bound' compares with operations / peak or bytes /\n"
+        "DRAM bandwidth, both measured in this run; what stays in caches can exceed 100.\n",
+        stdout);
 }
 
 static enum status parse_numerics(const char *text, enum numerics *out)
@@ -84,8 +85,7 @@ static enum status parse_one(int c, struct options *o)
     case 'n': return parse_numerics(optarg, &o->numerics);
     case 'i':
         o->isa = isa_parse(optarg);
-        if (o->isa < 0)
-            return error_set(ERR_USAGE, "--isa: unknown instruction set '%s'", optarg);
+        if (o->isa < 0) return error_set(ERR_USAGE, "--isa: unknown instruction set '%s'", optarg);
         return OK;
     default: return error_set(ERR_USAGE, "bench layer: see bench layer --help");
     }
@@ -93,12 +93,16 @@ static enum status parse_one(int c, struct options *o)
 
 static enum status parse(int argc, char **argv, struct options *o, bool *help)
 {
-    static const struct option table[] = {
-        {"threads", 1, 0, 't'},  {"isa", 1, 0, 'i'},   {"numerics", 1, 0, 'n'},
-        {"prompt", 1, 0, 'p'},   {"batch", 1, 0, 'b'}, {"steps", 1, 0, 's'},
-        {"help", 0, 0, 'h'},     {0, 0, 0, 0}};
-    *o = (struct options){.threads = cpu_count(), .isa = (int)bench_best_isa(), .prompt = 512,
-                          .batch = {1, 8, 32, 128}, .batches = 4, .steps = 3};
+    static const struct option table[] = {{"threads", 1, 0, 't'},  {"isa", 1, 0, 'i'},
+                                          {"numerics", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},
+                                          {"batch", 1, 0, 'b'},    {"steps", 1, 0, 's'},
+                                          {"help", 0, 0, 'h'},     {0, 0, 0, 0}};
+    *o = (struct options){.threads = cpu_count(),
+                          .isa = (int)bench_best_isa(),
+                          .prompt = 512,
+                          .batch = {1, 8, 32, 128},
+                          .batches = 4,
+                          .steps = 3};
     optind = 0;
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "h", table, NULL)) != -1;) {
@@ -218,9 +222,14 @@ static enum status build(struct rig *r)
     int rows = r->opt.prompt > r->max_batch ? r->opt.prompt : r->max_batch;
     TRY(transport_create(MPI_COMM_SELF, 0, &r->transport));
     r->waiter.transport = r->transport;
-    struct ep_params p = {.ep_size = 1, .experts = c->experts, .slots = c->experts,
-                          .topk = c->topk, .hidden = c->hidden, .n_group = c->n_group,
-                          .max_tokens = r->max_batch, .chunk_tokens = rows,
+    struct ep_params p = {.ep_size = 1,
+                          .experts = c->experts,
+                          .slots = c->experts,
+                          .topk = c->topk,
+                          .hidden = c->hidden,
+                          .n_group = c->n_group,
+                          .max_tokens = r->max_batch,
+                          .chunk_tokens = rows,
                           .recv_rows_factor = 2,
                           .dispatch_type = model_dispatch_type(r->opt.numerics, r->w.experts_fp8),
                           .combine_type = model_combine_type(r->opt.numerics)};
@@ -302,8 +311,10 @@ static enum status step(struct rig *r, bool decode, int rows)
     b->segments = decode ? 0 : 1;
     if (!decode) b->segment[0] = (struct segment){0, rows, 0, r->pages};
     for (int i = 0; i < rows; i++) {
-        if (decode) fill_row(r, i, r->context - 1, r->pages + i * r->pages_each);
-        else fill_row(r, i, i, r->pages);
+        if (decode)
+            fill_row(r, i, r->context - 1, r->pages + i * r->pages_each);
+        else
+            fill_row(r, i, i, r->pages);
     }
     r->m.mb[1].m = r->m.mb[1].segments = 0;
     timed_clear(&r->timed);
@@ -332,10 +343,12 @@ static void print_stage(const struct rig *r, enum stage stage, double seconds, d
     for (int i = 0; i < r->timed.entries; i++) {
         const struct timed_entry *e = &r->timed.entry[i];
         if (e->stage != (int)stage) continue;
-        struct bench_line line = {
-            .label = label, .seconds = e->seconds * per, .flops = e->flops * per,
-            .bytes = e->bytes * per,
-            .peak_flops = e->f32 ? r->machine.f32_flops : r->machine.bf16_flops};
+        struct bench_line line = {.label = label,
+                                  .seconds = e->seconds * per,
+                                  .flops = e->flops * per,
+                                  .bytes = e->bytes * per,
+                                  .peak_flops =
+                                      e->f32 ? r->machine.f32_flops : r->machine.bf16_flops};
         snprintf(label, sizeof label, "  %s", e->label);
         bench_print_line(&r->machine, &line);
     }

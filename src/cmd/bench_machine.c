@@ -79,8 +79,10 @@ static double memory_rate(int threads, size_t bytes_each, bool copy)
 #pragma omp master
             t0 = clock_now_s();
             for (size_t p = 0; p < passes; p++) {
-                if (copy) memcpy(mine + p % 2 * half, mine + (p + 1) % 2 * half, half);
-                else sum += sum_words((const uint64_t *)(const void *)mine, bytes_each / 8);
+                if (copy)
+                    memcpy(mine + p % 2 * half, mine + (p + 1) % 2 * half, half);
+                else
+                    sum += sum_words((const uint64_t *)(const void *)mine, bytes_each / 8);
                 __asm__ volatile("" : : "r"(mine) : "memory");
             }
         }
@@ -176,8 +178,7 @@ static int read_caches(struct cache cache[3], char *cpu_model, size_t size)
             hwloc_obj_t obj = hwloc_get_obj_by_type(t, type[i], 0);
             if (!obj || obj->attr->cache.size == 0) continue;
             int cores = hwloc_get_nbobjs_inside_cpuset_by_type(t, obj->cpuset, HWLOC_OBJ_CORE);
-            cache[found++] = (struct cache){names[i], obj->attr->cache.size,
-                                            cores > 0 ? cores : 1};
+            cache[found++] = (struct cache){names[i], obj->attr->cache.size, cores > 0 ? cores : 1};
         }
     }
     hwloc_topology_destroy(t);
@@ -193,8 +194,7 @@ static void print_peaks(int threads)
             printf("# %-28s not on this host: it lacks %s\n", peaks[i].label, missing);
             continue;
         }
-        printf("  %-28s %14.1f %14.1f\n", peaks[i].label,
-               bench_peak_rate(1, peaks[i].loop) / 1e9,
+        printf("  %-28s %14.1f %14.1f\n", peaks[i].label, bench_peak_rate(1, peaks[i].loop) / 1e9,
                bench_peak_rate(threads, peaks[i].loop) / 1e9);
         fflush(stdout);
     }
@@ -234,11 +234,12 @@ enum status cmd_bench_machine(int argc, char **argv)
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "h", table, NULL)) != -1;) {
         if (c == 'h') {
-            fputs("usage: moebatch bench machine [--threads T]\n"
-                  "Peaks from register-resident loops for each instruction set of this host, and\n"
-                  "read and copy bandwidth per level of memory, of one thread and of all (default:\n"
-                  "all cores): the bounds of the other benchmarks. Best of several rounds.\n",
-                  stdout);
+            fputs(
+                "usage: moebatch bench machine [--threads T]\n"
+                "Peaks from register-resident loops for each instruction set of this host, and\n"
+                "read and copy bandwidth per level of memory, of one thread and of all (default:\n"
+                "all cores): the bounds of the other benchmarks. Best of several rounds.\n",
+                stdout);
             return OK;
         }
         if (c != 't') return error_set(ERR_USAGE, "bench machine: see bench machine --help");

@@ -68,10 +68,10 @@ static enum status parse_one(int option, const char *text, struct options *o)
 static enum status parse(int argc, char **argv, struct options *o, bool *help)
 {
     static const struct option names[] = {
-        {"heads", 1, 0, 'h'}, {"tokens", 1, 0, 't'}, {"batch", 1, 0, 'b'},
-        {"context", 1, 0, 'c'}, {"type", 1, 0, 'y'}, {"isa", 1, 0, 'i'},
+        {"heads", 1, 0, 'h'},   {"tokens", 1, 0, 't'}, {"batch", 1, 0, 'b'},
+        {"context", 1, 0, 'c'}, {"type", 1, 0, 'y'},   {"isa", 1, 0, 'i'},
         {"threads", 1, 0, 'j'}, {"budget", 1, 0, 's'}, {"no-baseline", 0, 0, 'B'},
-        {"help", 0, 0, 'H'}, {0, 0, 0, 0}};
+        {"help", 0, 0, 'H'},    {0, 0, 0, 0}};
     *help = false;
     optind = 0;
     opterr = 0;
@@ -251,13 +251,23 @@ static enum status bench_prefill(const struct options *o, const struct bench_mac
                                  int heads, int tokens)
 {
     size_t n = (size_t)tokens, h = (size_t)heads, unit = dtype_bytes(o->type);
-    struct attention_case c = {.prefill = {
-        .kv_type = o->type, .heads = heads, .dim_nope = NOPE, .dim_rope = ROPE, .dim_v = DIM_V,
-        .softmax_scale = 0.1f, .m = tokens, .q = random_floats(n * h * (NOPE + ROPE), 1),
-        .ldq = heads * (NOPE + ROPE), .k_nope = random_typed(o->type, n * h * NOPE, 2),
-        .v = random_typed(o->type, n * h * DIM_V, 3), .ldk = heads * NOPE,
-        .ldv = heads * DIM_V, .k_rope = random_typed(o->type, n * ROPE, 4), .ldr = ROPE,
-        .out = malloc(n * h * DIM_V * sizeof(float)), .ldo = heads * DIM_V}};
+    struct attention_case c = {.prefill = {.kv_type = o->type,
+                                           .heads = heads,
+                                           .dim_nope = NOPE,
+                                           .dim_rope = ROPE,
+                                           .dim_v = DIM_V,
+                                           .softmax_scale = 0.1f,
+                                           .m = tokens,
+                                           .q = random_floats(n * h * (NOPE + ROPE), 1),
+                                           .ldq = heads * (NOPE + ROPE),
+                                           .k_nope = random_typed(o->type, n * h * NOPE, 2),
+                                           .v = random_typed(o->type, n * h * DIM_V, 3),
+                                           .ldk = heads * NOPE,
+                                           .ldv = heads * DIM_V,
+                                           .k_rope = random_typed(o->type, n * ROPE, 4),
+                                           .ldr = ROPE,
+                                           .out = malloc(n * h * DIM_V * sizeof(float)),
+                                           .ldo = heads * DIM_V}};
     struct mla_prefill_args *a = &c.prefill;
     enum status st = OK;
     lane_init(&c.lane, device_cpu(), o->threads);
@@ -266,14 +276,13 @@ static enum status bench_prefill(const struct options *o, const struct bench_mac
         snprintf(label, sizeof label, "prefill %s heads %d tokens %d",
                  o->type == DT_F32 ? "f32" : "bf16", heads, tokens);
         double pairs = 0.5 * tokens * (tokens + 1.0) * heads;
-        struct bench_line line = {
-            .label = label, .flops = 2 * pairs * (NOPE + ROPE + DIM_V),
-            .bytes = (double)(n * h * (NOPE + ROPE + DIM_V) * sizeof(float)) +
-                     (double)(n * (h * (NOPE + DIM_V) + ROPE) * unit)};
+        struct bench_line line = {.label = label,
+                                  .flops = 2 * pairs * (NOPE + ROPE + DIM_V),
+                                  .bytes = (double)(n * h * (NOPE + ROPE + DIM_V) * sizeof(float)) +
+                                           (double)(n * (h * (NOPE + DIM_V) + ROPE) * unit)};
         st = measure(o, machine, &c, fast, portable, true, tokens, heads, tokens, &line);
     } else {
-        st = error_set(ERR_RESOURCE, "bench mla: no memory for %d tokens, %d heads", tokens,
-                       heads);
+        st = error_set(ERR_RESOURCE, "bench mla: no memory for %d tokens, %d heads", tokens, heads);
     }
     lane_free(&c.lane);
     free((void *)a->q);
@@ -305,13 +314,21 @@ static enum status bench_decode(const struct options *o, const struct bench_mach
     int32_t **tables = page_tables(batch, pages);
     int32_t *len = malloc(b * sizeof *len);
     for (int i = 0; len && i < batch; i++) len[i] = context;
-    struct attention_case c = {.decode = {
-        .kv_type = o->type, .heads = heads, .dim_latent = LATENT, .dim_rope = ROPE,
-        .page_tokens = PAGE, .softmax_scale = 0.1f, .m = batch,
-        .q = random_floats(b * h * ROW, 1), .ldq = heads * ROW,
-        .cache = random_typed(o->type, b * (size_t)pages * PAGE * ROW, 2),
-        .pages = (const int32_t *const *)tables, .len = len,
-        .out = malloc(b * h * LATENT * sizeof(float)), .ldo = heads * LATENT}};
+    struct attention_case c = {
+        .decode = {.kv_type = o->type,
+                   .heads = heads,
+                   .dim_latent = LATENT,
+                   .dim_rope = ROPE,
+                   .page_tokens = PAGE,
+                   .softmax_scale = 0.1f,
+                   .m = batch,
+                   .q = random_floats(b * h * ROW, 1),
+                   .ldq = heads * ROW,
+                   .cache = random_typed(o->type, b * (size_t)pages * PAGE * ROW, 2),
+                   .pages = (const int32_t *const *)tables,
+                   .len = len,
+                   .out = malloc(b * h * LATENT * sizeof(float)),
+                   .ldo = heads * LATENT}};
     struct mla_decode_args *a = &c.decode;
     enum status st = OK;
     lane_init(&c.lane, device_cpu(), o->threads);
@@ -320,10 +337,11 @@ static enum status bench_decode(const struct options *o, const struct bench_mach
         snprintf(label, sizeof label, "decode %s heads %d batch %d context %d",
                  o->type == DT_F32 ? "f32" : "bf16", heads, batch, context);
         double pairs = (double)batch * heads * context;
-        struct bench_line line = {
-            .label = label, .flops = 2 * pairs * (ROW + LATENT),
-            .bytes = (double)(b * h * (ROW + LATENT) * sizeof(float)) +
-                     (double)(b * (size_t)context * ROW * dtype_bytes(o->type))};
+        struct bench_line line = {.label = label,
+                                  .flops = 2 * pairs * (ROW + LATENT),
+                                  .bytes =
+                                      (double)(b * h * (ROW + LATENT) * sizeof(float)) +
+                                      (double)(b * (size_t)context * ROW * dtype_bytes(o->type))};
         st = measure(o, machine, &c, fast, portable, false, batch, heads, context, &line);
     } else {
         st = error_set(ERR_RESOURCE, "bench mla: no memory for %d requests of %d tokens", batch,
@@ -355,10 +373,19 @@ static enum status run_all(const struct options *o, const struct bench_machine *
 
 enum status cmd_bench_mla(int argc, char **argv)
 {
-    struct options o = {.threads = cpu_count(), .isa = bench_best_isa(), .type = DT_BF16,
-                        .baseline = true, .budget_s = 0.5, .heads = {16, 128}, .n_heads = 2,
-                        .tokens = {1024}, .n_tokens = 1, .batch = {1, 8}, .n_batch = 2,
-                        .context = {1024, 4096}, .n_context = 2};
+    struct options o = {.threads = cpu_count(),
+                        .isa = bench_best_isa(),
+                        .type = DT_BF16,
+                        .baseline = true,
+                        .budget_s = 0.5,
+                        .heads = {16, 128},
+                        .n_heads = 2,
+                        .tokens = {1024},
+                        .n_tokens = 1,
+                        .batch = {1, 8},
+                        .n_batch = 2,
+                        .context = {1024, 4096},
+                        .n_context = 2};
     bool help;
     TRY(parse(argc, argv, &o, &help));
     if (help) {

@@ -18,12 +18,13 @@
 #include <string.h>
 
 /* The functions used, by their names without dnnl_. */
-#define DNNL_FUNCTIONS(X)                                                                       \
-    X(version) X(engine_create) X(engine_destroy) X(stream_create) X(stream_destroy)            \
-    X(stream_wait) X(memory_desc_init_by_tag) X(matmul_desc_init) X(primitive_desc_create)      \
-    X(primitive_desc_destroy) X(primitive_desc_query_md) X(primitive_create)                    \
-    X(primitive_destroy) X(primitive_execute) X(memory_create) X(memory_destroy)                \
-    X(memory_desc_get_size)
+#define DNNL_FUNCTIONS(X)                                                                    \
+    X(version)                                                                               \
+    X(engine_create) X(engine_destroy) X(stream_create) X(stream_destroy) X(stream_wait)     \
+        X(memory_desc_init_by_tag) X(matmul_desc_init) X(primitive_desc_create)              \
+            X(primitive_desc_destroy) X(primitive_desc_query_md) X(primitive_create)         \
+                X(primitive_destroy) X(primitive_execute) X(memory_create) X(memory_destroy) \
+                    X(memory_desc_get_size)
 
 static struct {
     void *library;
@@ -43,9 +44,9 @@ bool onednn_open(const char **why)
     }
     bool complete = true;
     void *symbol;
-#define X(name)                                                                                 \
-    symbol = dlsym(h, "dnnl_" #name);                                                           \
-    complete = complete && symbol;                                                              \
+#define X(name)                       \
+    symbol = dlsym(h, "dnnl_" #name); \
+    complete = complete && symbol;    \
     memcpy(&lib.name, &symbol, sizeof symbol);
     DNNL_FUNCTIONS(X)
 #undef X

@@ -80,7 +80,8 @@ static void wrap_grouped(struct lane *lane, int groups, const int32_t *begin, co
         struct cost one = product(rows[g], a, &w[g]);
         sum = (struct cost){sum.flops + one.flops, sum.bytes + one.bytes, one.f32};
     }
-    note(t, lane, start, sum, "grouped %s %d of %dx%d", type_label(w[0].type), groups, w[0].n, w[0].k);
+    note(t, lane, start, sum, "grouped %s %d of %dx%d", type_label(w[0].type), groups, w[0].n,
+         w[0].k);
 }
 
 static void wrap_batched(struct lane *lane, int batch, int m, const struct amat *a,
@@ -102,8 +103,8 @@ static void wrap_convert(struct lane *lane, int m, const float *x, int ldx, stru
     int64_t start = clock_now_ns();
     t->real.act_convert(lane, m, x, ldx, out, ue8m0);
     double bytes = (double)m * out->k * (4 + (double)dtype_bytes(out->type));
-    note(t, lane, start, (struct cost){0, bytes, true}, "act_convert to %s %d", type_label(out->type),
-         out->k);
+    note(t, lane, start, (struct cost){0, bytes, true}, "act_convert to %s %d",
+         type_label(out->type), out->k);
 }
 
 static void wrap_rmsnorm(struct lane *lane, int m, int n, const float *x, int ldx, const float *w,
@@ -148,8 +149,10 @@ static void wrap_prefill(struct lane *lane, const struct mla_prefill_args *a)
     double unit = (double)dtype_bytes(a->kv_type), context = a->pos0 + a->m, h = a->heads;
     double bytes = context * (h * (a->dim_nope + a->dim_v) + a->dim_rope) * unit +
                    4.0 * a->m * h * (a->dim_nope + a->dim_rope + a->dim_v);
-    note(t, lane, start, (struct cost){2 * pairs * (a->dim_nope + a->dim_rope + a->dim_v), bytes,
-                                 a->kv_type == DT_F32}, "mla_prefill %d heads", a->heads);
+    note(t, lane, start,
+         (struct cost){2 * pairs * (a->dim_nope + a->dim_rope + a->dim_v), bytes,
+                       a->kv_type == DT_F32},
+         "mla_prefill %d heads", a->heads);
 }
 
 static void wrap_decode(struct lane *lane, const struct mla_decode_args *a)
@@ -161,8 +164,9 @@ static void wrap_decode(struct lane *lane, const struct mla_decode_args *a)
     for (int i = 0; i < a->m; i++) keys += a->len[i];
     double bytes = keys * row * (double)dtype_bytes(a->kv_type) +
                    4.0 * a->m * a->heads * (row + a->dim_latent);
-    note(t, lane, start, (struct cost){2 * keys * a->heads * (row + a->dim_latent), bytes,
-                                 a->kv_type == DT_F32}, "mla_decode %d heads", a->heads);
+    note(t, lane, start,
+         (struct cost){2 * keys * a->heads * (row + a->dim_latent), bytes, a->kv_type == DT_F32},
+         "mla_decode %d heads", a->heads);
 }
 
 static void wrap_gate(struct lane *lane, int m, const float *logits, int ldl,
@@ -171,11 +175,11 @@ static void wrap_gate(struct lane *lane, int m, const float *logits, int ldl,
     struct timed *t = active;
     int64_t start = clock_now_ns();
     t->real.gate(lane, m, logits, ldl, p, ids, weights);
-    note(t, lane, start, (struct cost){0, 4.0 * m * p->experts, true}, "gate %d experts", p->experts);
+    note(t, lane, start, (struct cost){0, 4.0 * m * p->experts, true}, "gate %d experts",
+         p->experts);
 }
 
-static void wrap_silu(struct lane *lane, int m, int n, const float *x, int ldx, float *out,
-                      int ldo)
+static void wrap_silu(struct lane *lane, int m, int n, const float *x, int ldx, float *out, int ldo)
 {
     struct timed *t = active;
     int64_t start = clock_now_ns();
@@ -199,7 +203,8 @@ static void wrap_combine(struct lane *lane, enum dtype type, int m, int n, int t
     int64_t start = clock_now_ns();
     t->real.combine(lane, type, m, n, topk, rows, ids, weights, experts, n_group, out, ldo);
     double bytes = (double)m * n * (topk * (double)dtype_bytes(type) + 4);
-    note(t, lane, start, (struct cost){2.0 * m * n * topk, bytes, true}, "combine %d of %d", topk, n);
+    note(t, lane, start, (struct cost){2.0 * m * n * topk, bytes, true}, "combine %d of %d", topk,
+         n);
 }
 
 void timed_wrap(struct timed *t, const struct kernels *real, struct kernels *out)

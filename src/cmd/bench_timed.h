@@ -13,17 +13,17 @@
 enum { TIMED_MAX = 256, TIMED_LABEL = 40 };
 
 struct timed_entry {
-    int stage;                /* whatever timed->stage was */
-    char label[TIMED_LABEL];  /* "gemm fp8 4096x7168" */
+    int stage;               /* whatever timed->stage was */
+    char label[TIMED_LABEL]; /* "gemm fp8 4096x7168" */
     int calls;
     double seconds, flops, bytes;
-    bool f32;                 /* which peak bounds it: FP32's, else BF16's */
+    bool f32; /* which peak bounds it: FP32's, else BF16's */
 };
 
 struct timed {
     struct lane lane;
     struct kernels real;
-    int stage;        /* set by the caller before each stage */
+    int stage; /* set by the caller before each stage */
     struct timed_entry entry[TIMED_MAX];
     int entries;
 };

@@ -23,12 +23,12 @@ struct cmd {
     bool (*needs_mpi)(int argc, char **argv); /* NULL: never; not asked when help is wanted */
 };
 
-enum status cmd_run(int argc, char **argv);   /* run.c */
-enum status cmd_study(int argc, char **argv); /* study.c */
+enum status cmd_run(int argc, char **argv);       /* run.c */
+enum status cmd_study(int argc, char **argv);     /* study.c */
 enum status cmd_calibrate(int argc, char **argv); /* calibrate.c */
-enum status cmd_plan(int argc, char **argv);  /* plan.c */
-enum status cmd_slurm(int argc, char **argv); /* slurm.c */
-enum status cmd_bench(int argc, char **argv); /* bench.c: gemm | mla | ep */
+enum status cmd_plan(int argc, char **argv);      /* plan.c */
+enum status cmd_slurm(int argc, char **argv);     /* slurm.c */
+enum status cmd_bench(int argc, char **argv);     /* bench.c: gemm | mla | ep */
 bool cmd_bench_needs_mpi(int argc, char **argv);
 
 /* Whether the arguments ask for help. */

@@ -9,8 +9,8 @@
 enum { FIRST_BYTES = 32 << 10, TAG_FIRST = 11, TAG_REST = 12 };
 
 struct peer {
-    char *out;            /* [FIRST_BYTES] length, then the part's beginning */
-    char *in;             /* [in_cap] */
+    char *out; /* [FIRST_BYTES] length, then the part's beginning */
+    char *in;  /* [in_cap] */
     size_t in_cap;
 };
 

@@ -30,8 +30,10 @@ static const struct shape_option {
     int min, max;
     const char *help;
 } shape_options[] = {
-#define SHAPE(option, member, min, max, help) \
-    {option, offsetof(struct model_config, member), min, max, help}
+#define SHAPE(option, member, min, max, help)                         \
+    {                                                                 \
+        option, offsetof(struct model_config, member), min, max, help \
+    }
     SHAPE("--layers", layers, 1, 1024, "layers in all"),
     SHAPE("--first-dense", first_dense, 0, 1024, "layers with a dense MLP at the start"),
     SHAPE("--vocab", vocab, 1, 1 << 24, "vocabulary"),
@@ -95,8 +97,8 @@ static enum status parse_dtype(const char *text, enum tensor_dtype *dtype)
     static const struct {
         const char *name;
         enum tensor_dtype dtype;
-    } types[] = {{"bf16", TENSOR_BF16}, {"fp8", TENSOR_E4M3}, {"f16", TENSOR_F16},
-                 {"f32", TENSOR_F32}};
+    } types[] = {
+        {"bf16", TENSOR_BF16}, {"fp8", TENSOR_E4M3}, {"f16", TENSOR_F16}, {"f32", TENSOR_F32}};
     for (int i = 0; i < 4; i++)
         if (text && strcmp(text, types[i].name) == 0) {
             *dtype = types[i].dtype;
@@ -200,13 +202,14 @@ static enum status parse_show(int argc, char **argv, struct show_args *a)
             a->json = true;
         } else if (strcmp(argv[i], "--ep") == 0) {
             char *list = argv[i + 1] ? strdup(argv[i + 1]) : NULL, *save = NULL;
-            enum status st = list ? OK : error_set(ERR_USAGE, "--ep is without a value, expected "
-                                                   "group sizes such as 1,8,32");
+            enum status st = list ? OK
+                                  : error_set(ERR_USAGE, "--ep is without a value, expected "
+                                                         "group sizes such as 1,8,32");
             for (char *s = list ? strtok_r(list, ",", &save) : NULL; s && st == OK;
                  s = strtok_r(NULL, ",", &save)) {
                 int64_t v = 0;
-                st = a->eps < EP_MAX ? parse_number("--ep", s, 1, 1 << 20, &v) :
-                                       error_set(ERR_USAGE, "--ep has more than %d sizes", EP_MAX);
+                st = a->eps < EP_MAX ? parse_number("--ep", s, 1, 1 << 20, &v)
+                                     : error_set(ERR_USAGE, "--ep has more than %d sizes", EP_MAX);
                 if (st == OK) a->ep[a->eps++] = (int)v;
             }
             free(list);
@@ -274,8 +277,10 @@ static void print_architecture(const struct show *s)
            c->layers - s->sizes.moe_layers, c->intermediate, s->sizes.moe_layers);
     printf("attention   %d heads of %d + %d rope, value %d, q rank ", c->heads, c->dim_nope,
            c->dim_rope, c->dim_v);
-    if (c->q_lora) printf("%d", c->q_lora);
-    else printf("full");
+    if (c->q_lora)
+        printf("%d", c->q_lora);
+    else
+        printf("full");
     printf(", kv rank %d\n", c->kv_lora);
     printf("experts     %d routed of width %d, top-%d, %d group%s (%d used), %d shared\n",
            c->experts, c->moe_intermediate, c->topk, c->n_group, c->n_group == 1 ? "" : "s",
@@ -294,11 +299,10 @@ static void print_components(const struct model_sizes *z, double unit, const cha
 {
     printf("\n# component          parameters            bytes %12s\n", unit_name);
     for (int p = 0; p < PART_COUNT; p++)
-        printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n",
-               tensor_part_name((enum tensor_part)p), z->params[p], z->bytes[p],
-               (double)z->bytes[p] / unit);
-    printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n", "total", z->params_total,
-           z->bytes_total, (double)z->bytes_total / unit);
+        printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n", tensor_part_name((enum tensor_part)p),
+               z->params[p], z->bytes[p], (double)z->bytes[p] / unit);
+    printf("%-15s %15" PRId64 " %16" PRId64 " %12.3f\n", "total", z->params_total, z->bytes_total,
+           (double)z->bytes_total / unit);
     printf("%-15s %15" PRId64 "\n", "active a token", z->params_active);
     printf("# %.4g B parameters, %.4g B active a token\n", (double)z->params_total / 1e9,
            (double)z->params_active / 1e9);
@@ -327,9 +331,9 @@ static void print_text(const struct show *s, const struct show_args *a)
 static json_t *json_config(const struct model_config *c)
 {
     json_t *o = json_pack("{s:s, s:s, s:s, s:b, s:b, s:b, s:s}", "model_type", c->model_type,
-                          "dtype", c->dtype, "gate", model_gate_name(c->gate), "fp8",
-                          c->quant.fp8, "ue8m0", c->quant.ue8m0, "tied", c->tie_embeddings,
-                          "rope", c->rope.yarn ? "yarn" : "default");
+                          "dtype", c->dtype, "gate", model_gate_name(c->gate), "fp8", c->quant.fp8,
+                          "ue8m0", c->quant.ue8m0, "tied", c->tie_embeddings, "rope",
+                          c->rope.yarn ? "yarn" : "default");
     for (int i = 0; i < SHAPE_OPTIONS; i++) {
         char key[32];
         snprintf(key, sizeof key, "%s", shape_options[i].name + 2);
@@ -347,15 +351,15 @@ static enum status print_json(const struct show *s, const struct show_args *a)
     json_t *parts = json_object(), *ranks = json_array();
     for (int p = 0; p < PART_COUNT; p++)
         json_object_set_new(parts, tensor_part_name((enum tensor_part)p),
-                            json_pack("{s:I, s:I}", "parameters", (json_int_t)z->params[p],
-                                      "bytes", (json_int_t)z->bytes[p]));
+                            json_pack("{s:I, s:I}", "parameters", (json_int_t)z->params[p], "bytes",
+                                      (json_int_t)z->bytes[p]));
     for (int i = 0; i < a->eps; i++) {
         struct model_rank_sizes r;
         model_sizes_rank(&s->cfg, z, a->ep[i], &r);
-        json_array_append_new(
-            ranks, json_pack("{s:i, s:i, s:i, s:I, s:I}", "ep", a->ep[i], "slots", r.slots,
-                             "redundant", r.redundant, "replicated_bytes",
-                             (json_int_t)r.replicated, "expert_bytes", (json_int_t)r.routed));
+        json_array_append_new(ranks, json_pack("{s:i, s:i, s:i, s:I, s:I}", "ep", a->ep[i], "slots",
+                                               r.slots, "redundant", r.redundant,
+                                               "replicated_bytes", (json_int_t)r.replicated,
+                                               "expert_bytes", (json_int_t)r.routed));
     }
     json_t *o = json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:o, s:o}", "directory", s->dir, "from",
                           s->weights ? "tensors" : "config.json", "config", json_config(&s->cfg),

@@ -35,8 +35,8 @@ static double ranks_per_core(void)
 {
     long ranks = env_long("OMPI_COMM_WORLD_LOCAL_SIZE");
     /* A bound rank sees only its own cores; mpirun does not bind two ranks to one. */
-    long cores = env_long("OMPI_MCA_orte_bound_at_launch") ? sysconf(_SC_NPROCESSORS_ONLN)
-                                                           : cpu_count();
+    long cores =
+        env_long("OMPI_MCA_orte_bound_at_launch") ? sysconf(_SC_NPROCESSORS_ONLN) : cpu_count();
     return cores > 0 ? (double)ranks / (double)cores : 0;
 }
 
@@ -74,10 +74,11 @@ static void *start_thread(void *arg)
     pthread_mutex_unlock(&w->mutex);
     if (through) return NULL;
     gethostname(host, sizeof host - 1);
-    fprintf(stderr, "moebatch: rank %ld on %s: watchdog: MPI_Init has not returned after %ld s "
+    fprintf(stderr,
+            "moebatch: rank %ld on %s: watchdog: MPI_Init has not returned after %ld s "
             "(MOEBATCH_START_LIMIT_S): some of the %ld ranks did not start, or hosts cannot reach "
-            "each other\n", env_long("OMPI_COMM_WORLD_RANK"), host, w->limit_s,
-            env_long("OMPI_COMM_WORLD_SIZE"));
+            "each other\n",
+            env_long("OMPI_COMM_WORLD_RANK"), host, w->limit_s, env_long("OMPI_COMM_WORLD_SIZE"));
     clock_sleep_us(1000000); /* for the others' lines: who is missing says nothing */
     _exit(ERR_COMM);
 }

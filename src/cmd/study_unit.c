@@ -29,7 +29,8 @@ struct unit_role_study {
 };
 
 struct unit_study {
-    char results[PATH_BYTES], hardware[PATH_BYTES], hardware_dir[PATH_BYTES], model[PATH_BYTES], load[PATH_BYTES];
+    char results[PATH_BYTES], hardware[PATH_BYTES], hardware_dir[PATH_BYTES], model[PATH_BYTES],
+        load[PATH_BYTES];
     double imbalance;
     int level, combine;
     struct unit_role_study prefill, decode;
@@ -39,25 +40,35 @@ static const char *const levels[] = {"tables", "calibrated", "both", NULL};
 static const char *const combines[] = {"node", "group_tree", NULL};
 
 #define AT(f) .offset = offsetof(struct unit_study, f)
-#define TEXT(k, f, d, text) \
-    {.key = k, .type = OPTION_STRING, AT(f), .bytes = PATH_BYTES, .def = d, .unit = "", \
-     .doc = text}
-#define INT(k, f, d, lo, hi, a, text) \
-    {.key = k, .type = OPTION_INT, AT(f), .def = d, .min = lo, .max = hi, .may_auto = a, \
-     .unit = "", .doc = text}
-#define BOOL(k, f, d, text) \
-    {.key = k, .type = OPTION_BOOL, AT(f), .def = d, .unit = "", .doc = text}
-#define CHOICE(k, f, d, list, text) \
-    {.key = k, .type = OPTION_CHOICE, AT(f), .def = d, .choices = list, .unit = "", .doc = text}
-#define NUM(k, f, d, lo, hi, text) \
-    {.key = k, .type = OPTION_DOUBLE, AT(f), .def = d, .min = lo, .max = hi, .unit = "", \
-     .doc = text}
-#define ROLE(r, e) \
-    INT(#r ".ep", r.ep, e, 1, 65536, 0, "GPUs of the unit"), \
-    INT(#r ".nodes", r.nodes, "0", 0, 65536, 0, "0: as few as hold ep GPUs"), \
-    INT(#r ".redundant_experts", r.redundant_experts, "auto", 0, 65536, 1, "extra slots"), \
-    INT(#r ".microbatches", r.microbatches, "2", 1, 2, 0, "1 or 2"), \
-    BOOL(#r ".overlap", r.overlap, "true", "communication under computation")
+#define TEXT(k, f, d, text)                                                                \
+    {                                                                                      \
+        .key = k, .type = OPTION_STRING, AT(f), .bytes = PATH_BYTES, .def = d, .unit = "", \
+        .doc = text                                                                        \
+    }
+#define INT(k, f, d, lo, hi, a, text)                                                       \
+    {                                                                                       \
+        .key = k, .type = OPTION_INT, AT(f), .def = d, .min = lo, .max = hi, .may_auto = a, \
+        .unit = "", .doc = text                                                             \
+    }
+#define BOOL(k, f, d, text)                                                     \
+    {                                                                           \
+        .key = k, .type = OPTION_BOOL, AT(f), .def = d, .unit = "", .doc = text \
+    }
+#define CHOICE(k, f, d, list, text)                                                                \
+    {                                                                                              \
+        .key = k, .type = OPTION_CHOICE, AT(f), .def = d, .choices = list, .unit = "", .doc = text \
+    }
+#define NUM(k, f, d, lo, hi, text)                                                          \
+    {                                                                                       \
+        .key = k, .type = OPTION_DOUBLE, AT(f), .def = d, .min = lo, .max = hi, .unit = "", \
+        .doc = text                                                                         \
+    }
+#define ROLE(r, e)                                                                             \
+    INT(#r ".ep", r.ep, e, 1, 65536, 0, "GPUs of the unit"),                                   \
+        INT(#r ".nodes", r.nodes, "0", 0, 65536, 0, "0: as few as hold ep GPUs"),              \
+        INT(#r ".redundant_experts", r.redundant_experts, "auto", 0, 65536, 1, "extra slots"), \
+        INT(#r ".microbatches", r.microbatches, "2", 1, 2, 0, "1 or 2"),                       \
+        BOOL(#r ".overlap", r.overlap, "true", "communication under computation")
 
 static const struct option rows[] = {
     TEXT("results", results, "null", "results, .h5, replaced where it exists"),
@@ -84,7 +95,8 @@ void cmd_study_unit_help(FILE *out)
 {
     fputs("moebatch study --unit [FILE.yaml] [--set KEY=VALUE]... [--hardware NAME] "
           "[--model DIR]\n                      [--level tables|calibrated|both]\n\n"
-          "Keys of the file and of --set:\n", out);
+          "Keys of the file and of --set:\n",
+          out);
     options_help(&table, out);
 }
 
@@ -127,8 +139,9 @@ static void print_stages(const struct unit_step *s)
                t->part[BOUND_LATENCY], t->part[BOUND_KERNELS]);
     }
     printf("# step: layers %.2f ms, MTP %.2f ms, overhead %.2f ms; compute %.2f, communication "
-           "%.2f, exposed %.2f ms\n", s->layers_s * 1e3, s->mtp_s * 1e3, s->overhead_s * 1e3,
-           s->compute_s * 1e3, s->comm_s * 1e3, s->exposed_s * 1e3);
+           "%.2f, exposed %.2f ms\n",
+           s->layers_s * 1e3, s->mtp_s * 1e3, s->overhead_s * 1e3, s->compute_s * 1e3,
+           s->comm_s * 1e3, s->exposed_s * 1e3);
 }
 
 static void print_memory(const struct unit_speed *u, double kv)
@@ -194,8 +207,7 @@ struct expert_load {
 
 static enum status study_role(const struct unit_study *study, const struct hardware *hw,
                               const struct model_config *m, const struct expert_load *load,
-                              enum unit_role role, enum unit_level level,
-                              struct unit_rows *rows)
+                              enum unit_role role, enum unit_level level, struct unit_rows *rows)
 {
     const struct unit_role_study *r = role == UNIT_PREFILL ? &study->prefill : &study->decode;
     struct unit_config c;
@@ -210,9 +222,10 @@ static enum status study_role(const struct unit_study *study, const struct hardw
     c.mtp = r->mtp, c.mtp_acceptance = r->acceptance;
     TRY(unit_speed_create(hw, m, &c, &u));
     printf("\n# %s unit of %s on %s, level %s: EP%d on %d nodes, %d slots a GPU, imbalance %.3f, "
-           "%d micro-batches, overlap %s", role == UNIT_PREFILL ? "prefill" : "decode",
-           study->model, hw->name, levels[level], unit_gpus(u), unit_nodes(u),
-           unit_slots_per_gpu(u), unit_imbalance(u), c.micro_batches, c.overlap ? "on" : "off");
+           "%d micro-batches, overlap %s",
+           role == UNIT_PREFILL ? "prefill" : "decode", study->model, hw->name, levels[level],
+           unit_gpus(u), unit_nodes(u), unit_slots_per_gpu(u), unit_imbalance(u), c.micro_batches,
+           c.overlap ? "on" : "off");
     if (role == UNIT_PREFILL)
         printf(", prompts of %d tokens, COMBINE %s\n", r->kv, combines[c.combine]);
     else
@@ -256,10 +269,13 @@ static enum status write_results(const struct unit_study *s, const struct unit_r
         snprintf(program, sizeof program, "moebatch %s", cmd_gitrev());
         provenance_libraries(libraries, sizeof libraries);
         clock_utc(utc);
-        const char *const attrs[][2] = {
-            {"study_yaml", yaml}, {"argv", line}, {"program_version", program},
-            {"git_revision", cmd_gitrev()}, {"libraries", libraries}, {"start_utc", utc},
-            {"end_utc", utc}};
+        const char *const attrs[][2] = {{"study_yaml", yaml},
+                                        {"argv", line},
+                                        {"program_version", program},
+                                        {"git_revision", cmd_gitrev()},
+                                        {"libraries", libraries},
+                                        {"start_utc", utc},
+                                        {"end_utc", utc}};
         for (size_t i = 0; i < sizeof attrs / sizeof *attrs && st == OK; i++)
             st = study_file_attr(f, attrs[i][0], attrs[i][1]);
         if (st == OK) st = unit_rows_write(rows, f);

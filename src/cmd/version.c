@@ -74,6 +74,8 @@ void cmd_version(FILE *out)
         const char *why = NULL;
         bool has = isa_supported((enum isa)i, &why);
         fprintf(out, "isa        %-12s %s%s\n", isa_name((enum isa)i), has ? "yes" : "no, missing ",
-                has ? "" : why ? why : "support");
+                has   ? ""
+                : why ? why
+                      : "support");
     }
 }

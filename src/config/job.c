@@ -23,42 +23,59 @@ static const char *const transports[] = {"shm", "mpi", NULL};
 
 #define FIELD(f) offsetof(struct job, f)
 /* Whether results depend on a key; paths and isa are looked at by what they stand for. */
-#define DECIDES(f) \
+#define DECIDES(f)                  \
     (FIELD(f) == FIELD(numerics) || \
      (FIELD(f) >= FIELD(sampling) && FIELD(f) < FIELD(sampling) + sizeof(struct job_sampling)))
-#define PATH(k, f, d, text) \
-    {.key = k, .type = OPTION_STRING, .offset = FIELD(f), .bytes = JOB_PATH_BYTES, .def = d, \
-     .unit = "", .doc = text}
-#define INTEGER(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, .unit = u, \
-     .fixed = DECIDES(f), .doc = text}
-#define INT_AUTO(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
-     .may_auto = 1, .unit = u, .fixed = DECIDES(f), .doc = text}
-#define NUMBER(k, f, d, lo, hi, u, text) \
-    {.key = k, .type = OPTION_DOUBLE, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
-     .unit = u, .fixed = DECIDES(f), .doc = text}
-#define FLAG(k, f, d, text) \
-    {.key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", .fixed = DECIDES(f), .doc = text}
-#define CHOICE(k, f, d, names, any, text) \
-    {.key = k, .type = OPTION_CHOICE, .offset = FIELD(f), .def = d, .choices = names, \
-     .may_auto = any, .unit = "", .fixed = DECIDES(f), .doc = text}
-#define SECTION(k, f, text) \
-    {.key = k, .type = OPTION_SECTION, .offset = FIELD(f), .def = "null", .unit = "", .doc = text}
+#define PATH(k, f, d, text)                                                                     \
+    {                                                                                           \
+        .key = k, .type = OPTION_STRING, .offset = FIELD(f), .bytes = JOB_PATH_BYTES, .def = d, \
+        .unit = "", .doc = text                                                                 \
+    }
+#define INTEGER(k, f, d, lo, hi, u, text)                                                 \
+    {                                                                                     \
+        .key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
+        .unit = u, .fixed = DECIDES(f), .doc = text                                       \
+    }
+#define INT_AUTO(k, f, d, lo, hi, u, text)                                                \
+    {                                                                                     \
+        .key = k, .type = OPTION_INT, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
+        .may_auto = 1, .unit = u, .fixed = DECIDES(f), .doc = text                        \
+    }
+#define NUMBER(k, f, d, lo, hi, u, text)                                                     \
+    {                                                                                        \
+        .key = k, .type = OPTION_DOUBLE, .offset = FIELD(f), .def = d, .min = lo, .max = hi, \
+        .unit = u, .fixed = DECIDES(f), .doc = text                                          \
+    }
+#define FLAG(k, f, d, text)                                                      \
+    {                                                                            \
+        .key = k, .type = OPTION_BOOL, .offset = FIELD(f), .def = d, .unit = "", \
+        .fixed = DECIDES(f), .doc = text                                         \
+    }
+#define CHOICE(k, f, d, names, any, text)                                                \
+    {                                                                                    \
+        .key = k, .type = OPTION_CHOICE, .offset = FIELD(f), .def = d, .choices = names, \
+        .may_auto = any, .unit = "", .fixed = DECIDES(f), .doc = text                    \
+    }
+#define SECTION(k, f, text)                                                              \
+    {                                                                                    \
+        .key = k, .type = OPTION_SECTION, .offset = FIELD(f), .def = "null", .unit = "", \
+        .doc = text                                                                      \
+    }
 
 /* What every role has; the union of both kinds is a mixed unit. */
-#define ROLE(r) \
-    INTEGER(#r ".units", r.units, "1", 1, 65536, "units", "units, each one communicator"), \
-    INT_AUTO(#r ".ep", r.ep, "auto", 1, 65536, "ranks", "ranks of a unit, all in one all-to-all"), \
-    INT_AUTO(#r ".redundant_experts", r.redundant_experts, "auto", 0, 65536, "experts", \
-             "extra expert slots of a unit for replicas of busy experts"), \
-    INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
-    FLAG(#r ".overlap", r.overlap, "true", \
-         "move one micro-batch's data while the other one computes")
-#define ROLE_PREFILL(r) \
+#define ROLE(r)                                                                                   \
+    INTEGER(#r ".units", r.units, "1", 1, 65536, "units", "units, each one communicator"),        \
+        INT_AUTO(#r ".ep", r.ep, "auto", 1, 65536, "ranks",                                       \
+                 "ranks of a unit, all in one all-to-all"),                                       \
+        INT_AUTO(#r ".redundant_experts", r.redundant_experts, "auto", 0, 65536, "experts",       \
+                 "extra expert slots of a unit for replicas of busy experts"),                    \
+        INTEGER(#r ".microbatches", r.microbatches, "2", 1, 2, "", "batches a step is cut into"), \
+        FLAG(#r ".overlap", r.overlap, "true",                                                    \
+             "move one micro-batch's data while the other one computes")
+#define ROLE_PREFILL(r)                                                                 \
     INTEGER(#r ".chunk_tokens", r.chunk_tokens, "16384", 1, 1 << 24, "tokens per rank", \
             "prompt tokens of one prefill step")
-#define ROLE_DECODE(r) \
+#define ROLE_DECODE(r)                                                            \
     INTEGER(#r ".max_batch", r.max_batch, "128", 1, 1 << 20, "requests per rank", \
             "requests that decode together")
 
@@ -111,8 +128,13 @@ static const struct option job_options[] = {
     NUMBER("sampling.temperature", sampling.temperature, "0", 0, 100, "", "0: greedy"),
     NUMBER("sampling.top_p", sampling.top_p, "1", 0, 1, "", "probability mass to sample from"),
     INTEGER("sampling.top_k", sampling.top_k, "0", 0, INT_MAX, "tokens", "0: no limit"),
-    {.key = "sampling.seed", .type = OPTION_UINT64, .offset = FIELD(sampling.seed), .def = "0",
-     .fixed = 1, .unit = "", .doc = "request i without a seed uses hash(seed, i)"},
+    {.key = "sampling.seed",
+     .type = OPTION_UINT64,
+     .offset = FIELD(sampling.seed),
+     .def = "0",
+     .fixed = 1,
+     .unit = "",
+     .doc = "request i without a seed uses hash(seed, i)"},
     FLAG("sampling.logprobs", sampling.logprobs, "false", "keep the chosen tokens' logprobs"),
     FLAG("sampling.prompt_logprobs", sampling.prompt_logprobs, "false",
          "keep the prompt tokens' logprobs"),
@@ -172,8 +194,7 @@ static enum status check_values(const char *path, const struct job *job)
     const struct job_role *roles[] = {&job->prefill, &job->decode, &job->mixed};
     const char *names[] = {"prefill", "decode", "mixed"};
     if (job->sampling.top_p <= 0)
-        return error_set(ERR_INPUT, "%s: sampling.top_p: found 0, expected a number above 0",
-                         name);
+        return error_set(ERR_INPUT, "%s: sampling.top_p: found 0, expected a number above 0", name);
     if (job->kv.disk.dir[0] && job->kv.prefix_cache == JOB_PREFIX_OFF)
         return error_set(ERR_INPUT,
                          "%s: kv.disk.dir is given, but kv.prefix_cache is off: pages from disk "

@@ -18,7 +18,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#define JOB_AUTO (-1)     /* an integer or a choice that the program works out */
+#define JOB_AUTO (-1)       /* an integer or a choice that the program works out */
 #define JOB_PATH_BYTES 1024 /* paths, with the final NUL */
 
 /* JOB_AUTO in job.backend means auto; likewise for isa. */
@@ -56,12 +56,12 @@ struct job {
     char results[JOB_PATH_BYTES];
     char responses[JOB_PATH_BYTES]; /* "": none */
     char prices[JOB_PATH_BYTES];
-    char trace[JOB_PATH_BYTES];     /* "": none */
-    int backend;                    /* enum job_backend or JOB_AUTO */
-    int isa;                        /* enum isa (core/cpu.h) or JOB_AUTO */
-    int numerics;                   /* enum job_numerics */
-    int threads_per_rank;           /* JOB_AUTO until job_resolve */
-    int ranks_per_node;             /* JOB_AUTO: real nodes; else size of virtual nodes */
+    char trace[JOB_PATH_BYTES]; /* "": none */
+    int backend;                /* enum job_backend or JOB_AUTO */
+    int isa;                    /* enum isa (core/cpu.h) or JOB_AUTO */
+    int numerics;               /* enum job_numerics */
+    int threads_per_rank;       /* JOB_AUTO until job_resolve */
+    int ranks_per_node;         /* JOB_AUTO: real nodes; else size of virtual nodes */
     struct job_role prefill, decode, mixed;
     struct {
         int max_tokens_per_rank; /* rows a rank may send in one low-latency dispatch */
@@ -78,8 +78,8 @@ struct job {
             int write;                /* enum job_disk_write */
         } disk;
     } kv;
-    int order;              /* enum job_order; JOB_AUTO until job_resolve */
-    int order_window;       /* requests read ahead to find those that begin alike */
+    int order;        /* enum job_order; JOB_AUTO until job_resolve */
+    int order_window; /* requests read ahead to find those that begin alike */
     struct job_sampling sampling;
     struct {
         char load[JOB_PATH_BYTES]; /* "": uniform load */

@@ -70,8 +70,7 @@ static enum status check_slots(const struct named_role *r, const struct job_fact
                          "%s.redundant_experts %d: %d experts on %d rank%s have room for %lld, as "
                          "no rank holds an expert twice: lower it, or set it to auto (%d)",
                          r->name, redundant, experts, role->ep, role->ep > 1 ? "s" : "",
-                         (long long)experts * (role->ep - 1),
-                         expert_slots_auto(experts, role->ep));
+                         (long long)experts * (role->ep - 1), expert_slots_auto(experts, role->ep));
     char legal[TEXT_BYTES];
     expert_slots_list(experts, redundant, legal, sizeof legal);
     return error_set(ERR_INPUT,

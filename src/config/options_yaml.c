@@ -42,8 +42,8 @@ static void describe(const yaml_node_t *node, char buf[OPTION_TEXT_BYTES])
 
 static enum status read_value(struct walk *w, const struct option *o, const yaml_node_t *node)
 {
-    bool plain = node->type == YAML_SCALAR_NODE &&
-                 node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
+    bool plain =
+        node->type == YAML_SCALAR_NODE && node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
     bool legal = node->type == YAML_SCALAR_NODE &&
                  strlen(scalar(node)) == node->data.scalar.length && /* no NUL inside */
                  option_parse(o, scalar(node), !plain, w->object);
@@ -51,14 +51,13 @@ static enum status read_value(struct walk *w, const struct option *o, const yaml
     char found[OPTION_TEXT_BYTES], expected[OPTION_TEXT_BYTES];
     describe(node, found);
     option_expected(o, expected);
-    return error_set(ERR_INPUT, "%s:%zu:%zu: %s: found %s, expected %s", AT(w, node), o->key,
-                     found, expected);
+    return error_set(ERR_INPUT, "%s:%zu:%zu: %s: found %s, expected %s", AT(w, node), o->key, found,
+                     expected);
 }
 
 static bool is_null_scalar(const yaml_node_t *node)
 {
-    return node->type == YAML_SCALAR_NODE &&
-           node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
+    return node->type == YAML_SCALAR_NODE && node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
            (!*scalar(node) || !strcmp(scalar(node), "null") || !strcmp(scalar(node), "~"));
 }
 

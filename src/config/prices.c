@@ -8,9 +8,11 @@
 
 #define NOT_GIVEN (-1.0) /* outside the legal range, so no file can say it */
 
-#define PRICE(k, f, u, text) \
-    {.key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct account_prices, f), .min = 0, \
-     .max = 1e8, .unit = u, .doc = text}
+#define PRICE(k, f, u, text)                                                                     \
+    {                                                                                            \
+        .key = k, .type = OPTION_DOUBLE, .offset = offsetof(struct account_prices, f), .min = 0, \
+        .max = 1e8, .unit = u, .doc = text                                                       \
+    }
 
 static const struct option price_options[] = {
     PRICE("usd_per_gpu_hour", usd_per_gpu_hour, "$/h", "cost of one rank for an hour"),

@@ -59,10 +59,10 @@ struct hash128 hash128(const void *data, size_t bytes, struct hash128 seed)
 /* A nibble at a time: small table, no start-up work. Both work on the inverted value. */
 static uint32_t crc_portable(uint32_t crc, const uint8_t *p, size_t bytes)
 {
-    static const uint32_t nibble[16] = {
-        0x00000000u, 0x105ec76fu, 0x20bd8edeu, 0x30e349b1u, 0x417b1dbcu, 0x5125dad3u,
-        0x61c69362u, 0x7198540du, 0x82f63b78u, 0x92a8fc17u, 0xa24bb5a6u, 0xb21572c9u,
-        0xc38d26c4u, 0xd3d3e1abu, 0xe330a81au, 0xf36e6f75u};
+    static const uint32_t nibble[16] = {0x00000000u, 0x105ec76fu, 0x20bd8edeu, 0x30e349b1u,
+                                        0x417b1dbcu, 0x5125dad3u, 0x61c69362u, 0x7198540du,
+                                        0x82f63b78u, 0x92a8fc17u, 0xa24bb5a6u, 0xb21572c9u,
+                                        0xc38d26c4u, 0xd3d3e1abu, 0xe330a81au, 0xf36e6f75u};
     for (size_t i = 0; i < bytes; i++) {
         crc ^= p[i];
         crc = (crc >> 4) ^ nibble[crc & 15u];

@@ -10,13 +10,13 @@
 
 enum status {
     OK = 0,
-    ERR_INVALID = 1,    /* the job ran but its result is INVALID */
-    ERR_USAGE = 2,      /* command line */
-    ERR_INPUT = 3,      /* config, checkpoint, token file, price table */
-    ERR_RESOURCE = 4,   /* memory, disk, ranks, missing instruction set */
-    ERR_COMM = 5,       /* a rank or a link is gone */
-    ERR_INTERRUPT = 6,  /* stopped by a signal, resumable */
-    ERR_BUG = 70        /* a broken promise inside the program */
+    ERR_INVALID = 1,   /* the job ran but its result is INVALID */
+    ERR_USAGE = 2,     /* command line */
+    ERR_INPUT = 3,     /* config, checkpoint, token file, price table */
+    ERR_RESOURCE = 4,  /* memory, disk, ranks, missing instruction set */
+    ERR_COMM = 5,      /* a rank or a link is gone */
+    ERR_INTERRUPT = 6, /* stopped by a signal, resumable */
+    ERR_BUG = 70       /* a broken promise inside the program */
 };
 
 /* Records the message (first one wins until error_clear) and returns st, so that
@@ -28,9 +28,9 @@ const char *error_text(void);
 void error_clear(void);
 
 /* Passes a failure up: TRY(f(x)); */
-#define TRY(call)                         \
-    do {                                  \
-        enum status try_st_ = (call);     \
+#define TRY(call)                          \
+    do {                                   \
+        enum status try_st_ = (call);      \
         if (try_st_ != OK) return try_st_; \
     } while (0)
 

@@ -47,7 +47,7 @@ static inline int fp8_blocks(int k)
 struct weight_src {
     enum dtype type;
     int n, k;
-    const void *data;   /* [n, ldk] */
+    const void *data; /* [n, ldk] */
     int ldk;
     const float *scale; /* FP8 only */
     int lds;
@@ -61,8 +61,8 @@ struct weight_src {
 struct wmat {
     enum dtype type;
     int n, k;
-    int sources;      /* how many were stacked, at most 2 */
-    int source_n[2];  /* their n */
+    int sources;     /* how many were stacked, at most 2 */
+    int source_n[2]; /* their n */
     const void *data;
 };
 
@@ -96,15 +96,15 @@ struct mla_prefill_args {
     enum dtype kv_type;
     int heads, dim_nope, dim_rope, dim_v;
     float softmax_scale;
-    int m, pos0;           /* queries; context length is pos0 + m */
-    const float *q;        /* [m, heads, dim_nope + dim_rope], roped */
+    int m, pos0;    /* queries; context length is pos0 + m */
+    const float *q; /* [m, heads, dim_nope + dim_rope], roped */
     int ldq;
-    const void *k_nope;    /* T [pos0 + m, heads, dim_nope], row stride ldk */
-    const void *v;         /* T [pos0 + m, heads, dim_v], row stride ldv */
+    const void *k_nope; /* T [pos0 + m, heads, dim_nope], row stride ldk */
+    const void *v;      /* T [pos0 + m, heads, dim_v], row stride ldv */
     int ldk, ldv;
-    const void *k_rope;    /* T [pos0 + m, dim_rope], row stride ldr, roped, shared by heads */
+    const void *k_rope; /* T [pos0 + m, dim_rope], row stride ldr, roped, shared by heads */
     int ldr;
-    float *out;            /* [m, heads, dim_v] */
+    float *out; /* [m, heads, dim_v] */
     int ldo;
 };
 
@@ -118,12 +118,12 @@ struct mla_decode_args {
     int heads, dim_latent, dim_rope, page_tokens;
     float softmax_scale;
     int m;
-    const float *q;            /* [m, heads, dim_latent + dim_rope] */
+    const float *q; /* [m, heads, dim_latent + dim_rope] */
     int ldq;
     const void *cache;
     const int32_t *const *pages; /* [m] page tables */
-    const int32_t *len;        /* [m] */
-    float *out;                /* [m, heads, dim_latent] */
+    const int32_t *len;          /* [m] */
+    float *out;                  /* [m, heads, dim_latent] */
     int ldo;
 };
 
@@ -136,8 +136,8 @@ struct kernels {
      * (ranks of a node share out whole matrices). F32 destination accepts any source type
      * (FP8 is dequantised exactly: value x scale in FP32); BF16 accepts BF16, F32 (rounded). */
     size_t (*gemm_packed_bytes)(enum dtype type, const int *source_n, int sources, int k);
-    enum status (*gemm_pack)(enum dtype type, const struct weight_src *src, int sources,
-                             void *dst, struct wmat *out);
+    enum status (*gemm_pack)(enum dtype type, const struct weight_src *src, int sources, void *dst,
+                             struct wmat *out);
     /* c[m, n] = a[m, k] * w[n, k]^T, FP32 out. */
     void (*gemm)(struct lane *, int m, const struct amat *a, const struct wmat *w, float *c,
                  int ldc);
@@ -159,8 +159,8 @@ struct kernels {
 
     /* ---- attention/ ---- */
     /* y = x / sqrt(mean(x^2) + eps) * w. In place allowed. */
-    void (*rmsnorm)(struct lane *, int m, int n, const float *x, int ldx, const float *w,
-                    float eps, float *y, int ldy);
+    void (*rmsnorm)(struct lane *, int m, int n, const float *x, int ldx, const float *w, float eps,
+                    float *y, int ldy);
     /* Rotates `heads` vectors of `dim` per row: vector h of row i at x + i*ldx + h*stride.
      * table: [max positions][dim/2][2] = cos, sin (already times the yarn factor).
      * interleaved: pairs (x0,x1),(x2,x3).. and the output keeps HF's order: first the dim/2
@@ -171,9 +171,8 @@ struct kernels {
     /* Cache rows: latent [m, dim_latent] and rope part [m, dim_rope] -> T at
      * cache[page][slot][...] for absolute positions pos[i] of page table pages. */
     void (*kv_write)(struct lane *, enum dtype kv_type, int m, int dim_latent, int dim_rope,
-                     const float *latent, int ldl, const float *rope, int ldr,
-                     const int32_t *pos, const int32_t *const *pages, int page_tokens,
-                     void *cache);
+                     const float *latent, int ldl, const float *rope, int ldr, const int32_t *pos,
+                     const int32_t *const *pages, int page_tokens, void *cache);
     void (*mla_prefill)(struct lane *, const struct mla_prefill_args *);
     void (*mla_decode)(struct lane *, const struct mla_decode_args *);
 
@@ -191,8 +190,8 @@ struct kernels {
      * rows: T [m, topk, n] row stride n, group of an expert = id / (experts / n_group).
      * With n_group 1: the single group's sum is NOT rounded. */
     void (*combine)(struct lane *, enum dtype type, int m, int n, int topk, const void *rows,
-                    const int32_t *ids, const float *weights, int experts, int n_group,
-                    float *out, int ldo);
+                    const int32_t *ids, const float *weights, int experts, int n_group, float *out,
+                    int ldo);
 };
 
 /* Each part fills its function pointers for an ISA and returns OK, or ERR_RESOURCE with a message

@@ -16,7 +16,7 @@ struct group {
     hwloc_bitmap_t local, world; /* its ranks, by both numbers */
     int ranks, threads;          /* threads of all its ranks */
     int cores;
-    bool bound;                  /* to less than the whole host */
+    bool bound; /* to less than the whole host */
     const char *gpus;
 };
 
@@ -74,8 +74,10 @@ static int make_groups(hwloc_topology_t t, const struct binding_rank *ranks, int
         struct group *at = &group[g];
         if (g == groups) {
             groups++;
-            *at = (struct group){.cpus = cpus, .local = hwloc_bitmap_alloc(),
-                                 .world = hwloc_bitmap_alloc(), .cores = cores_of(t, cpus),
+            *at = (struct group){.cpus = cpus,
+                                 .local = hwloc_bitmap_alloc(),
+                                 .world = hwloc_bitmap_alloc(),
+                                 .cores = cores_of(t, cpus),
                                  .gpus = ranks[i].gpus};
             at->bound = !hwloc_bitmap_isincluded(hwloc_topology_get_allowed_cpuset(t), cpus);
         } else {
@@ -133,12 +135,13 @@ static void find_shared_gpus(const struct binding_rank *ranks, int n, struct bin
             if (same++ == 1) second = k;
         }
         if (told || same <= gpus) continue;
-        append(out->warnings,
-               "%d ranks (%d, %d, ...) have %d GPU%s (CUDA_VISIBLE_DEVICES=%s): start as many ranks "
-               "as GPUs, or give each its own (srun --gpus-per-task=1, which may number each "
-               "rank's own GPU 0)\n",
-               same, ranks[i].world_rank, ranks[second].world_rank, gpus, gpus > 1 ? "s" : "",
-               ranks[i].gpus);
+        append(
+            out->warnings,
+            "%d ranks (%d, %d, ...) have %d GPU%s (CUDA_VISIBLE_DEVICES=%s): start as many ranks "
+            "as GPUs, or give each its own (srun --gpus-per-task=1, which may number each "
+            "rank's own GPU 0)\n",
+            same, ranks[i].world_rank, ranks[second].world_rank, gpus, gpus > 1 ? "s" : "",
+            ranks[i].gpus);
     }
 }
 
@@ -310,8 +313,8 @@ enum status binding_report(MPI_Comm world, const struct node *node, int threads)
     if (first) ranks = calloc((size_t)node->size, sizeof *ranks);
     if (mine.world_rank == 0) hosts = calloc((size_t)node->count, sizeof *hosts);
     bool short_of = (first && !ranks) || (mine.world_rank == 0 && !hosts);
-    enum status st = agree(world, short_of ? error_set(ERR_RESOURCE, "no memory for the binding")
-                                           : OK);
+    enum status st =
+        agree(world, short_of ? error_set(ERR_RESOURCE, "no memory for the binding") : OK);
     if (st == OK) {
         MPI_Comm firsts;
         MPI_Gather(&mine, (int)sizeof mine, MPI_BYTE, ranks, (int)sizeof mine, MPI_BYTE, 0,

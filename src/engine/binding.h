@@ -20,18 +20,18 @@ enum { BINDING_WORDS = 16, BINDING_TEXT = 1024 }; /* 1024 CPUs */
 struct binding_rank {
     uint64_t cpus[BINDING_WORDS]; /* CPUs it may run on, by the system's numbers */
     int32_t world_rank;
-    int32_t threads;              /* OpenMP threads that its kernels use */
-    char gpus[32];                /* "2" or "0,1,2,3", "" when none were given */
+    int32_t threads; /* OpenMP threads that its kernels use */
+    char gpus[32];   /* "2" or "0,1,2,3", "" when none were given */
 };
 
 /* What is to be said about a host; plain data. */
 struct binding_host {
     char host[64];
-    int32_t ranks, first;         /* how many, lowest rank of the job */
-    int32_t no_gpu, no_nic;       /* no rank was given a GPU; the topology shows no NIC */
-    char table[BINDING_TEXT];     /* "0: cpus 0-3, gpu 0, nic mlx5_0; 1: cpus 4-7, ...", ranks
+    int32_t ranks, first;        /* how many, lowest rank of the job */
+    int32_t no_gpu, no_nic;      /* no rank was given a GPU; the topology shows no NIC */
+    char table[BINDING_TEXT];    /* "0: cpus 0-3, gpu 0, nic mlx5_0; 1: cpus 4-7, ...", ranks
                                      numbered on the host */
-    char warnings[BINDING_TEXT];  /* lines, "" when all is well */
+    char warnings[BINDING_TEXT]; /* lines, "" when all is well */
 };
 
 /* Fills ranks, first, table and warnings. ranks[n] in the order of the host; the topology is

@@ -20,9 +20,9 @@ struct ctl {
     int rank;
     ctl_handler handler;
     void *arg;
-    struct ctl_message *sends;               /* not yet complete */
+    struct ctl_message *sends;                /* not yet complete */
     struct ctl_message *receives, **recv_end; /* being received, in order of arrival */
-    struct ctl_message *self, **self_end;    /* to myself, next poll */
+    struct ctl_message *self, **self_end;     /* to myself, next poll */
     int outstanding;
 };
 

@@ -12,23 +12,23 @@ static const double FETCH_PATIENCE_S = 10;
 /* The pages of one request: those that memory had, then those that come from disk. */
 struct fetch {
     struct fetch *next;
-    struct sequence *s;  /* NULL: nobody waits any more */
-    uint32_t memory, n;  /* pages from memory; pages in all */
-    uint32_t left;       /* still under way */
+    struct sequence *s; /* NULL: nobody waits any more */
+    uint32_t memory, n; /* pages from memory; pages in all */
+    uint32_t left;      /* still under way */
     double begun;
-    bool *ok;            /* [n] */
+    bool *ok;             /* [n] */
     struct hash128 first; /* the first page that comes from disk */
-    int32_t pages[];     /* [n] */
+    int32_t pages[];      /* [n] */
 };
 
 struct rank_disk {
     struct disk_store *store;
-    struct disk_stats last;  /* once the store is closed */
-    struct fetch *fetches;   /* under way, or waiting for admission */
-    uint32_t pinned;         /* pages of fetches */
-    int n_new;               /* requests in the queue whose fetch was not begun */
-    bool changed;            /* something happened since the queue was last looked at */
-    uint64_t missed_pages;   /* looked for and not there */
+    struct disk_stats last; /* once the store is closed */
+    struct fetch *fetches;  /* under way, or waiting for admission */
+    uint32_t pinned;        /* pages of fetches */
+    int n_new;              /* requests in the queue whose fetch was not begun */
+    bool changed;           /* something happened since the queue was last looked at */
+    uint64_t missed_pages;  /* looked for and not there */
 };
 
 /* ---- open, close ---------------------------------------------------------------------------- */
@@ -156,8 +156,7 @@ static bool on_its_way(const struct rank *r, struct hash128 hash)
 {
     for (const struct fetch *f = r->disk->fetches; f; f = f->next)
         if (f->left > 0 && f->s && rank_now(r) - f->begun < FETCH_PATIENCE_S &&
-            f->first.lo == hash.lo &&
-            f->first.hi == hash.hi)
+            f->first.lo == hash.lo && f->first.hi == hash.hi)
             return true;
     return false;
 }
@@ -331,6 +330,5 @@ void rank_disk_offer(struct rank *r, struct sequence *s)
         page_pool_unref(&r->pool, s->pages[at]);
         if (!disk_store_has(d->store, s->chain[at])) break;
     }
-    if (whole)
-        disk_store_touch(d->store, s->chain, (uint32_t)s->f.cached_tokens / pt, s->n_chain);
+    if (whole) disk_store_touch(d->store, s->chain, (uint32_t)s->f.cached_tokens / pt, s->n_chain);
 }

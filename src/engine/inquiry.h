@@ -19,13 +19,13 @@ struct rank;
 
 /* Zeroed at the start. */
 struct inquiry {
-    bool told;          /* the alarm that is on has been passed to rank 0 */
+    bool told; /* the alarm that is on has been passed to rank 0 */
     /* rank 0 */
-    bool asking, judged; /* judged: the job ends with its verdict */
-    bool lost_host;     /* no rank of the host that the verdict names has answered */
+    bool asking, judged;       /* judged: the job ends with its verdict */
+    bool lost_host;            /* no rank of the host that the verdict names has answered */
     double deadline_s, next_s; /* on this host's clock */
     int answers;
-    char *reports;      /* [world_size] reports while asking */
+    char *reports; /* [world_size] reports while asking */
 };
 
 /* Passes alarms on; on rank 0 also ends an inquiry. ERR_COMM: the verdict, in error_text. */

@@ -271,7 +271,8 @@ enum status journal_create(const char *dir, const struct journal_job *job, bool 
     struct journal *j = journal_new(dir, sync_s);
     if (!j) return ERR_RESOURCE;
     enum status st = begin_writing(j, job, 0);
-    if (st != OK) journal_free(j);
+    if (st != OK)
+        journal_free(j);
     else
         *out = j;
     return st;
@@ -283,7 +284,8 @@ enum status journal_open(const char *dir, struct journal_report *report, struct 
     if (!j) return ERR_RESOURCE;
     int next;
     enum status st = journal_scan(j, report, &next);
-    if (st != OK) journal_free(j);
+    if (st != OK)
+        journal_free(j);
     else
         *out = j;
     return st;
@@ -301,7 +303,8 @@ enum status journal_resume(const char *dir, const struct journal_job *job, doubl
     int next = 0;
     enum status st = found ? journal_scan(j, report, &next) : journal_scan_torn(j, report, &next);
     if (st == OK) st = begin_writing(j, job, next);
-    if (st != OK) journal_free(j);
+    if (st != OK)
+        journal_free(j);
     else
         *out = j;
     return st;
@@ -380,8 +383,8 @@ static void encode_request(struct payload *p, const struct request_row *r)
         .output_tokens = r->output_tokens,
         .prefill_rank = r->prefill_rank,
         .decode_rank = r->decode_rank,
-        .flags = (r->logprobs ? HAS_LOGPROBS : 0u) |
-                 (r->prompt_logprobs ? HAS_PROMPT_LOGPROBS : 0u),
+        .flags =
+            (r->logprobs ? HAS_LOGPROBS : 0u) | (r->prompt_logprobs ? HAS_PROMPT_LOGPROBS : 0u),
     };
     size_t n = (size_t)r->output_tokens, prompt = (size_t)r->prompt_tokens;
     p->bytes = 0;
@@ -472,8 +475,7 @@ enum status journal_links(struct journal *j, const struct link_row *rows, size_t
     return append_rows(j, RECORD_LINKS, 0, (int)n, rows, n * sizeof *rows, NULL);
 }
 
-enum status journal_tick(struct journal *j, double t, int64_t prefill_tokens,
-                         int64_t decode_tokens)
+enum status journal_tick(struct journal *j, double t, int64_t prefill_tokens, int64_t decode_tokens)
 {
     const double mark_s = j->sync_s < 1 ? j->sync_s : 1;
     if (t - j->last_mark >= mark_s) {

@@ -37,13 +37,13 @@ struct journal;
 /* What the job is: the first record of every segment. A journal can only be continued by a job that
  * computes the same bits. */
 struct journal_job {
-    uint64_t model;       /* hash of the checkpoint */
-    uint64_t tokens;      /* hash of the token file's bytes */
-    uint64_t settings;    /* hash of the settings that decide bits: numerics, sampling, isa */
-    int64_t requests;     /* of the token file */
-    const char *yaml;     /* resolved job */
+    uint64_t model;    /* hash of the checkpoint */
+    uint64_t tokens;   /* hash of the token file's bytes */
+    uint64_t settings; /* hash of the settings that decide bits: numerics, sampling, isa */
+    int64_t requests;  /* of the token file */
+    const char *yaml;  /* resolved job */
     const char *isa;
-    const char *version;  /* program version and git revision */
+    const char *version; /* program version and git revision */
 };
 
 /* The job of an existing journal. Its strings are in `memory`: journal_identity_free. */
@@ -54,9 +54,9 @@ struct journal_identity {
 
 /* What a read found. */
 struct journal_report {
-    int64_t requests;     /* in the token file, from the header */
-    int64_t finished;     /* requests with a record */
-    int64_t duplicates;   /* records of a request that had one (the first is kept) */
+    int64_t requests;   /* in the token file, from the header */
+    int64_t finished;   /* requests with a record */
+    int64_t duplicates; /* records of a request that had one (the first is kept) */
     int64_t attempts;
     int64_t records;
     int64_t dropped_bytes; /* in no good record */
@@ -129,13 +129,13 @@ enum status journal_each_request(struct journal *j,
 
 /* What the results file needs beyond the journal. */
 struct journal_build {
-    const char *path;              /* NAME.h5 */
-    bool complete;                 /* root attribute status: complete | partial */
-    int32_t id_bytes;              /* longest custom_id of the token file */
+    const char *path; /* NAME.h5 */
+    bool complete;    /* root attribute status: complete | partial */
+    int32_t id_bytes; /* longest custom_id of the token file */
     /* custom_id of a request without record, into buf[RESULTS_ID_MAX + 1]; NULL = "" */
     enum status (*pending_id)(void *ctx, int64_t index, char *buf);
     void *pending_ctx;
-    void (*moved)(void); /* called now and then, for a watchdog; or NULL */
+    void (*moved)(void);              /* called now and then, for a watchdog; or NULL */
     const struct results_attr *attrs; /* provenance: version, git, argv, yaml, hosts, ... */
     size_t n_attrs;
     struct account_prices prices;

@@ -27,7 +27,8 @@ bool journal_decode_request(const struct record *record, struct request_row *row
         .t_finish = h.t_finish,
     };
     if (c.bad || h.status < REQUEST_PENDING || h.status > REQUEST_FAILED ||
-        h.finish < FINISH_NONE || h.finish > FINISH_ERROR || h.prompt_tokens < 0 || h.output_tokens < 0)
+        h.finish < FINISH_NONE || h.finish > FINISH_ERROR || h.prompt_tokens < 0 ||
+        h.output_tokens < 0)
         return false;
     row->custom_id = cursor_text(&c);
     row->error = cursor_text(&c);

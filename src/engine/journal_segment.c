@@ -59,7 +59,8 @@ const void *cursor_array(struct cursor *c, size_t n, size_t element)
 void cursor_get(struct cursor *c, void *out, size_t bytes)
 {
     const void *from = cursor_array(c, bytes, 1);
-    if (from) memcpy(out, from, bytes);
+    if (from)
+        memcpy(out, from, bytes);
     else
         memset(out, 0, bytes);
 }
@@ -86,8 +87,7 @@ static void segment_path(char *buf, size_t room, const char *dir, int number)
 static enum status io_error(const char *dir, int number, const char *what)
 {
     int err = errno;
-    return error_set(ERR_RESOURCE, "journal: %s %s/%06d.seg: %s", what, dir, number,
-                     strerror(err));
+    return error_set(ERR_RESOURCE, "journal: %s %s/%06d.seg: %s", what, dir, number, strerror(err));
 }
 
 static uint32_t record_crc(uint32_t id, uint32_t type, uint32_t bytes, const void *payload)
@@ -128,8 +128,7 @@ static enum status write_all(struct segment_writer *w, const char *data, size_t 
 
 enum status segment_flush(struct segment_writer *w)
 {
-    if (w->failed)
-        return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
+    if (w->failed) return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
     if (!w->used) return OK;
     size_t used = w->used;
     w->used = 0;
@@ -183,8 +182,7 @@ enum status segment_append(struct segment_writer *w, uint32_t type, bool anyone,
     if (p->failed) return error_set(ERR_RESOURCE, "journal: out of memory for a record");
     if (p->bytes > RECORD_MAX)
         return error_set(ERR_BUG, "journal: a record of %zu bytes", p->bytes);
-    if (w->failed)
-        return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
+    if (w->failed) return error_set(ERR_RESOURCE, "journal: %s: an earlier write failed", w->dir);
     if (segment_writer_fresh(w)) TRY(open_segment(w));
     struct record_head head = {MAGIC, type, (uint32_t)p->bytes,
                                record_crc(anyone ? 0 : w->id, type, (uint32_t)p->bytes, p->data)};
@@ -360,8 +358,7 @@ enum status segment_read(struct segment_reader *r, segment_place place, struct r
     bool good = true;
     if (r->fd < 0 || r->number != number) {
         TRY(segment_open(r, number, &good));
-        if (!good)
-            return error_set(ERR_INPUT, "journal: %s/%06d.seg is missing", r->dir, number);
+        if (!good) return error_set(ERR_INPUT, "journal: %s/%06d.seg is missing", r->dir, number);
     }
     /* The writer may have appended since the open; a record that starts inside the known size was
      * complete then. */

@@ -51,9 +51,9 @@ struct segment_writer {
     int64_t offset;  /* of the next record, buffer included */
     char *buffer;
     size_t used;
-    uint32_t id;     /* the journal's number */
-    bool dirty;      /* written but not synced */
-    bool failed;     /* a write failed: refuse everything */
+    uint32_t id; /* the journal's number */
+    bool dirty;  /* written but not synced */
+    bool failed; /* a write failed: refuse everything */
 };
 
 enum status segment_writer_init(struct segment_writer *w, const char *dir, int first_number);
@@ -81,11 +81,11 @@ struct segment_reader {
     const char *dir; /* borrowed */
     int fd, number;
     int64_t offset, size;
-    int64_t bad;            /* bytes of the open segment that held no good record, so far */
-    uint32_t id;            /* the journal's number, as soon as it is known */
-    struct payload window;  /* bytes from window_at on */
+    int64_t bad;           /* bytes of the open segment that held no good record, so far */
+    uint32_t id;           /* the journal's number, as soon as it is known */
+    struct payload window; /* bytes from window_at on */
     int64_t window_at;
-    struct payload record;  /* the last one's payload, aligned for what is in it */
+    struct payload record; /* the last one's payload, aligned for what is in it */
 };
 
 void segment_reader_init(struct segment_reader *r, const char *dir);

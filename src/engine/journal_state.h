@@ -49,9 +49,9 @@ struct rows_head {
 struct attempt_state {
     struct attempt_row row;
     bool ended;
-    struct mark last;                      /* latest sign of life */
-    int64_t prefill_kept, decode_kept;     /* tokens of the requests it finished */
-    segment_place ranks;                   /* its latest RANKS record */
+    struct mark last;                  /* latest sign of life */
+    int64_t prefill_kept, decode_kept; /* tokens of the requests it finished */
+    segment_place ranks;               /* its latest RANKS record */
 };
 
 struct journal {
@@ -59,20 +59,20 @@ struct journal {
     bool writing;
     struct segment_writer writer;
     struct segment_reader reader;
-    struct payload payload;  /* of the record being written */
-    struct payload header;   /* RECORD_HEADER of the job, written into each segment */
-    uint32_t id;             /* the journal's own number */
+    struct payload payload; /* of the record being written */
+    struct payload header;  /* RECORD_HEADER of the job, written into each segment */
+    uint32_t id;            /* the journal's own number */
     uint64_t model, tokens, settings;
     int64_t requests;
     bool have_header;
-    segment_place *place;    /* [requests] */
+    segment_place *place; /* [requests] */
     int64_t finished, duplicates;
-    int64_t damaged;         /* bytes that a read found to be no record */
+    int64_t damaged;               /* bytes that a read found to be no record */
     int32_t id_bytes, error_bytes; /* longest so far */
     bool logprobs, prompt_logprobs;
     struct attempt_state *attempts;
     int n_attempts, attempts_room;
-    int layers, experts;     /* of the two below, 0 before the first load */
+    int layers, experts;             /* of the two below, 0 before the first load */
     int64_t *load_before, *load_now; /* [layers * experts]: earlier attempts, this one */
     struct step_row steps[2][JOURNAL_STEP_BATCH]; /* not yet written */
     int n_steps[2];

@@ -105,8 +105,8 @@ enum status start_weights(struct engine *e)
 {
     double begin = clock_now_s();
     TRY(agree(MPI_COMM_WORLD, place_experts(e)));
-    enum status st = node_share(&e->node, "the packed weights",
-                                e->rank.weights.shared_bytes + 64, &e->weights);
+    enum status st =
+        node_share(&e->node, "the packed weights", e->rank.weights.shared_bytes + 64, &e->weights);
     TRY(agree(MPI_COMM_WORLD, st));
     watch_point("load");
     TRY(agree(MPI_COMM_WORLD, pack(e)));
@@ -209,10 +209,12 @@ static enum status open_disk(struct engine *e)
     if (e->world_rank != 0) return OK; /* rank 0 prefills */
     struct disk_stats d;
     rank_disk_stats(r->disk, &d);
-    log_info("disk cache %s: %llu pages of this model found in %llu segments; %.3f of %.3f GB used; "
-             "%s%s", e->job.kv.disk.dir, (unsigned long long)d.pages,
-             (unsigned long long)d.segments, 1e-9 * (double)d.folder_bytes,
-             1e-9 * e->job.kv.disk.bytes, d.io, d.direct ? ", direct" : "");
+    log_info(
+        "disk cache %s: %llu pages of this model found in %llu segments; %.3f of %.3f GB used; "
+        "%s%s",
+        e->job.kv.disk.dir, (unsigned long long)d.pages, (unsigned long long)d.segments,
+        1e-9 * (double)d.folder_bytes, 1e-9 * e->job.kv.disk.bytes, d.io,
+        d.direct ? ", direct" : "");
     return OK;
 }
 

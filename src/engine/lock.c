@@ -104,7 +104,7 @@ static double age_s(const char *path)
 /* Left over; says whose it is. An empty one is somebody's who has just made it. */
 static bool is_stale(const char *path, double stale_s, char who[256])
 {
-    char text[sizeof ((struct lock *)0)->text];
+    char text[sizeof((struct lock *)0)->text];
     struct holder h;
     read_text(path, text, sizeof text);
     bool known = parse_holder(text, &h);

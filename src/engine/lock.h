@@ -29,13 +29,13 @@ struct lock_times {
 };
 
 struct lock {
-    char path[1100];      /* "": not held */
-    char text[320];       /* what we wrote into it */
+    char path[1100]; /* "": not held */
+    char text[320];  /* what we wrote into it */
     struct lock_times times;
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    bool beating, stop;   /* stop: under the mutex */
+    bool beating, stop; /* stop: under the mutex */
     atomic_bool lost;
 };
 

@@ -12,10 +12,10 @@
 #include <stddef.h>
 
 struct node {
-    MPI_Comm comm;      /* ranks of this host */
-    int rank, size;     /* within the host */
-    int index, count;   /* number of this host in the job; hosts in all */
-    int max_size;       /* most ranks on one host */
+    MPI_Comm comm;    /* ranks of this host */
+    int rank, size;   /* within the host */
+    int index, count; /* number of this host in the job; hosts in all */
+    int max_size;     /* most ranks on one host */
 };
 
 /* Memory that all ranks of a host map. */

@@ -19,8 +19,7 @@ static bool admit(struct rank *r, struct sequence *s)
     int need = (int)pages_for((uint32_t)s->p.n_prompt, (uint32_t)page_tokens);
     uint32_t cached = 0;
     bool use = r->use_prefix && !s->p.prompt_logprobs;
-    if (use)
-        cached = prefix_index_lookup(&r->prefix, s->prompt, (uint32_t)s->p.n_prompt, s->pages);
+    if (use) cached = prefix_index_lookup(&r->prefix, s->prompt, (uint32_t)s->p.n_prompt, s->pages);
     int rest = need - (int)cached;
     if (!rank_alloc_pages(r, rest, s->pages + cached) &&
         !(r->disk && rank_disk_make_room(r) && rank_alloc_pages(r, rest, s->pages + cached))) {
@@ -99,7 +98,8 @@ static int fill_chunk(struct rank *r, struct sequence **seq, struct prefill_piec
     for (struct sequence *s = r->queue.head; s && n < MAX_PIECES && room; s = s->next) {
         if (r->disk && !rank_disk_ready(r, s)) continue; /* its pages are coming from disk */
         if (!admit(r, s)) break;
-        struct prefill_piece want = {(uint32_t)s->computed, (uint32_t)(s->p.n_prompt - s->computed)};
+        struct prefill_piece want = {(uint32_t)s->computed,
+                                     (uint32_t)(s->p.n_prompt - s->computed)};
         prefill_chunk_fill(&want, 1, room, 1, &take[n]);
         room -= take[n].n;
         if (r->use_prefix && !s->p.prompt_logprobs)

@@ -30,14 +30,14 @@ struct rank_stats {
 
 struct rank {
     const struct job *job;
-    const struct job_role *cfg;  /* of its unit */
+    const struct job_role *cfg; /* of its unit */
     enum rank_role role;
     int world_rank, world_size;
-    int unit, local;             /* unit number within its role; rank within the unit */
+    int unit, local; /* unit number within its role; rank within the unit */
     char unit_name[16], host[64];
-    int node;                    /* physical or virtual node number in the job */
-    int attempt;                 /* of the job: 0 unless it was resumed */
-    double t0;                   /* the job's start on this host's clock */
+    int node;    /* physical or virtual node number in the job */
+    int attempt; /* of the job: 0 unless it was resumed */
+    double t0;   /* the job's start on this host's clock */
 
     struct ctl *ctl;
     struct transport *transport;
@@ -56,33 +56,33 @@ struct rank {
     struct page_pool pool;
     struct prefix_index prefix;
     bool use_prefix;
-    struct rank_disk *disk;      /* NULL: no disk tier, or a rank that does not prefill */
-    size_t page_layer_bytes;     /* one page of one layer */
+    struct rank_disk *disk;  /* NULL: no disk tier, or a rank that does not prefill */
+    size_t page_layer_bytes; /* one page of one layer */
 
-    struct sequence_list queue;     /* to prefill, FIFO */
-    struct sequence_list arriving;  /* KV under way from a prefill rank */
-    struct sequence_list waiting;   /* ready to decode */
-    struct sequence_list active;    /* decoding */
-    struct sequence_list swapped;   /* decoding, pages in host memory, oldest first */
+    struct sequence_list queue;    /* to prefill, FIFO */
+    struct sequence_list arriving; /* KV under way from a prefill rank */
+    struct sequence_list waiting;  /* ready to decode */
+    struct sequence_list active;   /* decoding */
+    struct sequence_list swapped;  /* decoding, pages in host memory, oldest first */
     uint64_t admissions;
 
     /* the step that is running */
     struct sequence **row_seq[MODEL_MICROBATCHES]; /* decode: [rows]; prefill: [segments] */
-    int32_t *pick_rows;             /* [max_rows] scratch for logits */
+    int32_t *pick_rows;                            /* [max_rows] scratch for logits */
     struct sampler *sampler;
     struct tick_report report;
 
     struct rank_stats stats;
-    int64_t steps[2];               /* leader: prefill, decode steps reported so far */
-    int64_t taken[2];               /* steps of the unit begun, this one included */
+    int64_t steps[2]; /* leader: prefill, decode steps reported so far */
+    int64_t taken[2]; /* steps of the unit begun, this one included */
     double step_start;
     enum tick_kind last_kind;
     struct trace_buf trace;
-    bool stopping;                  /* leader: the router said that no more work comes */
-    enum status failed;             /* set by message handlers */
-    enum status aborted;            /* rank 0 ends the job with this status */
+    bool stopping;       /* leader: the router said that no more work comes */
+    enum status failed;  /* set by message handlers */
+    enum status aborted; /* rank 0 ends the job with this status */
     struct inquiry inquiry;
-    struct router *router;          /* world rank 0 only */
+    struct router *router; /* world rank 0 only */
 };
 
 /* Seconds since the job's start. */

@@ -36,7 +36,8 @@ static void add(char text[TEXT], const char *fmt, ...)
 
 static void add_path(char text[TEXT], const char *key, const char *was, const char *is)
 {
-    if (strcmp(was, is) == 0) add(text, "%s: %s has changed since", key, is);
+    if (strcmp(was, is) == 0)
+        add(text, "%s: %s has changed since", key, is);
     else
         add(text, "%s: %s is not what %s was", key, is, was);
 }

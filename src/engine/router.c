@@ -35,8 +35,7 @@ static enum status init_balancers(struct router *r)
     };
     TRY(decode_balance_init(&r->decode, &limits));
     r->use_routes = job->kv.prefix_cache == JOB_PREFIX_MEMORY && r->n_prefill > 1;
-    if (r->use_routes)
-        TRY(route_index_init(&r->routes, 1u << 16, (uint32_t)job->kv.page_tokens));
+    if (r->use_routes) TRY(route_index_init(&r->routes, 1u << 16, (uint32_t)job->kv.page_tokens));
     r->cached = calloc((size_t)r->n_prefill, sizeof *r->cached);
     r->may = calloc((size_t)r->n_prefill, sizeof *r->may);
     if (!r->cached || !r->may) return error_set(ERR_RESOURCE, "no memory for the router");
@@ -150,8 +149,10 @@ static bool choose_ranks(struct router *r, struct flight *f)
     f->prefill = prefill_balance_pick(&r->prefill, n, cached, r->may);
     f->decode = -1;
     if (f->prefill < 0) return false;
-    if (r->mixed) f->decode = f->prefill;
-    else if (q->max_tokens > 1) f->decode = decode_balance_pick(&r->decode, f->pages, n);
+    if (r->mixed)
+        f->decode = f->prefill;
+    else if (q->max_tokens > 1)
+        f->decode = decode_balance_pick(&r->decode, f->pages, n);
     if (f->decode < 0 && q->max_tokens > 1) return false;
     f->cached = cached ? cached[f->prefill] : 0;
     return true;
@@ -188,8 +189,7 @@ static enum status send_request(struct router *r, struct flight *f)
     fill_params(r, f, ticket, &w.p);
     f->used = f->prefilling = true;
     r->flight[ticket] = *f;
-    memcpy(r->id + (size_t)ticket * (RESULTS_ID_MAX + 1), r->pending.custom_id,
-           RESULTS_ID_MAX + 1);
+    memcpy(r->id + (size_t)ticket * (RESULTS_ID_MAX + 1), r->pending.custom_id, RESULTS_ID_MAX + 1);
     prefill_balance_add(&r->prefill, f->prefill, f->cached, f->n_prompt - f->cached);
     if (f->decode >= 0) decode_balance_add(&r->decode, f->decode, f->pages);
     if (r->use_routes && !r->pending.prompt_logprobs)

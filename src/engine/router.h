@@ -27,15 +27,15 @@ struct router_order_report {
 struct router_setup {
     const struct job *job;
     struct ctl *ctl;
-    struct token_file *tokens;   /* borrowed */
-    struct journal *journal;     /* borrowed */
-    const char *model_name;      /* for responses */
-    double t0;                   /* the job's start */
-    double resumed_s;            /* job time at which this attempt started */
-    struct lock *lock;           /* borrowed */
+    struct token_file *tokens;            /* borrowed */
+    struct journal *journal;              /* borrowed */
+    const char *model_name;               /* for responses */
+    double t0;                            /* the job's start */
+    double resumed_s;                     /* job time at which this attempt started */
+    struct lock *lock;                    /* borrowed */
     uint32_t prefill_pages, decode_pages; /* KV pages of a rank of each role */
     int ranks, layers, experts;
-    const char *trace_path;      /* "": no trace */
+    const char *trace_path; /* "": no trace */
     /* Builds the results file as it stands; called now and then. May be NULL. */
     enum status (*snapshot)(void *arg);
     void *snapshot_arg;
@@ -44,8 +44,7 @@ struct router_setup {
 enum status router_create(const struct router_setup *setup, struct router **out);
 void router_free(struct router *r);
 
-void router_message(struct router *r, int from, enum ctl_kind kind, const void *data,
-                    size_t bytes);
+void router_message(struct router *r, int from, enum ctl_kind kind, const void *data, size_t bytes);
 /* Sends out what fits, keeps journal and progress going. Cheap when nothing has changed. */
 enum status router_serve(struct router *r);
 

@@ -179,8 +179,7 @@ static enum status error_message(const void *data)
     return error_set((enum status)w.status, "rank %d on %s: %s", w.rank, w.host, w.text);
 }
 
-void router_message(struct router *r, int from, enum ctl_kind kind, const void *data,
-                    size_t bytes)
+void router_message(struct router *r, int from, enum ctl_kind kind, const void *data, size_t bytes)
 {
     enum status st = OK;
     int32_t ticket;

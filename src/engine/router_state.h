@@ -17,7 +17,7 @@
 /* A request that is under way. */
 struct flight {
     bool used, prefilling;
-    int prefill, decode;  /* index among the prefill / decode ranks; decode -1: none */
+    int prefill, decode; /* index among the prefill / decode ranks; decode -1: none */
     uint32_t pages, n_prompt, cached;
     int next_free;
 };
@@ -40,15 +40,15 @@ struct router {
     struct decode_balance decode;
     struct route_index routes;
     bool use_routes;
-    uint32_t *cached;       /* [n_prefill] scratch of a choice */
-    bool *may;              /* [n_prefill] scratch: who may take a request */
+    uint32_t *cached; /* [n_prefill] scratch of a choice */
+    bool *may;        /* [n_prefill] scratch: who may take a request */
     struct flight *flight;
     int flights, free_flight, in_flight;
     struct router_ahead ahead;
     int64_t count, next, finished; /* next: to be read from the token file */
-    struct request pending; /* parsed, waits for room */
+    struct request pending;        /* parsed, waits for room */
     bool have_pending, stopped, blocked;
-    char *id;               /* [in flight][RESULTS_ID_MAX + 1] custom_ids */
+    char *id; /* [in flight][RESULTS_ID_MAX + 1] custom_ids */
     FILE *responses;
     struct progress progress;
     int64_t prompt_done, prefill_tokens, decode_tokens;

@@ -17,10 +17,10 @@
 #include "core/status.h"
 
 struct engine_setup {
-    const struct job *job;      /* as job_args_parse left it */
-    bool dump_config;           /* print the resolved job and stop before weights */
-    const char *version;        /* program version with git revision */
-    const char *argv;           /* command line, for provenance */
+    const struct job *job;            /* as job_args_parse left it */
+    bool dump_config;                 /* print the resolved job and stop before weights */
+    const char *version;              /* program version with git revision */
+    const char *argv;                 /* command line, for provenance */
     const struct results_attr *attrs; /* more provenance: library versions, ... */
     int n_attrs;
 };

@@ -19,25 +19,25 @@ struct sequence {
     struct sequence *next;
     struct wire_params p;
     struct wire_prefilled f;
-    int32_t *prompt;        /* [n_prompt]; NULL on decode ranks */
-    int32_t *pages;         /* [max_pages] page table */
+    int32_t *prompt; /* [n_prompt]; NULL on decode ranks */
+    int32_t *pages;  /* [max_pages] page table */
     int n_pages, max_pages;
-    int computed;           /* prompt tokens whose KV is there (cached ones included) */
-    bool admitted;          /* pages of the whole prompt are held */
-    uint64_t admission;     /* order of admission to decoding, for choosing a victim */
-    int32_t *out;           /* [n_out] generated tokens, capacity max_tokens */
-    float *logprob;         /* [n_out] or NULL */
-    float *prompt_logprob;  /* [n_prompt] or NULL */
+    int computed;          /* prompt tokens whose KV is there (cached ones included) */
+    bool admitted;         /* pages of the whole prompt are held */
+    uint64_t admission;    /* order of admission to decoding, for choosing a victim */
+    int32_t *out;          /* [n_out] generated tokens, capacity max_tokens */
+    float *logprob;        /* [n_out] or NULL */
+    float *prompt_logprob; /* [n_prompt] or NULL */
     int n_out;
     bool stopped;
-    int kv_received;        /* CTL_KV messages so far; START says how many */
-    bool started;           /* START has arrived */
-    struct hash128 *chain;  /* [n_chain] hashes of the prompt's full pages; NULL until needed */
+    int kv_received;       /* CTL_KV messages so far; START says how many */
+    bool started;          /* START has arrived */
+    struct hash128 *chain; /* [n_chain] hashes of the prompt's full pages; NULL until needed */
     uint32_t n_chain;
-    struct fetch *fetch;    /* its pages on their way from disk (engine/disk.c), or NULL */
-    bool disk_looked;       /* its prefix was looked for on disk */
+    struct fetch *fetch;             /* its pages on their way from disk (engine/disk.c), or NULL */
+    bool disk_looked;                /* its prefix was looked for on disk */
     uint32_t disk_first, disk_pages; /* pages of the prompt that its fetch brought */
-    char *host_kv;          /* pages moved to host memory: [layers][n_pages][page bytes] or NULL */
+    char *host_kv; /* pages moved to host memory: [layers][n_pages][page bytes] or NULL */
 };
 
 struct sequence_list {

@@ -58,9 +58,10 @@ enum status start_sizes(struct engine *e)
     }
     e->planned = n;
     log_info("memory on %s: weights %.2f GiB shared + %.2f experts, KV %.2f, activations %.2f, "
-             "all-to-all %.2f, program %.2f of %.2f GiB free", e->rank.host, gib(sum.shared),
-             gib(sum.experts), gib(sum.kv + sum.index), gib(sum.activations + sum.growth),
-             gib(sum.ep), gib(sum.requests + sum.program), gib(have));
+             "all-to-all %.2f, program %.2f of %.2f GiB free",
+             e->rank.host, gib(sum.shared), gib(sum.experts), gib(sum.kv + sum.index),
+             gib(sum.activations + sum.growth), gib(sum.ep), gib(sum.requests + sum.program),
+             gib(have));
     return agree(MPI_COMM_WORLD, memory_check(&sum, e->rank.host, e->node.size,
                                               e->pages[e->rank.role == RANK_DECODE], have));
 }

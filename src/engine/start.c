@@ -62,8 +62,7 @@ static enum status resolve(struct engine *e)
     if (e->setup->dump_config && e->world_size == 1 && asked > 0) facts.ranks = asked;
     TRY(job_resolve(&e->job, &facts));
     if (e->job.backend != JOB_AUTO && e->job.backend != JOB_BACKEND_CPU)
-        return error_set(ERR_RESOURCE,
-                         "backend: %s is not in this build: use cpu or auto",
+        return error_set(ERR_RESOURCE, "backend: %s is not in this build: use cpu or auto",
                          job_backend_name(e->job.backend));
     return OK;
 }
@@ -135,8 +134,7 @@ enum status start_job(struct engine *e)
     if (st == OK) st = read_inputs(e);
     TRY(agree(MPI_COMM_WORLD, st));
     MPI_Bcast(&e->job.isa, 1, MPI_INT, 0, MPI_COMM_WORLD); /* a journal may ask for one */
-    if (e->expert_load)
-        MPI_Bcast(e->expert_load, (int)cells, MPI_DOUBLE, 0, MPI_COMM_WORLD);
+    if (e->expert_load) MPI_Bcast(e->expert_load, (int)cells, MPI_DOUBLE, 0, MPI_COMM_WORLD);
     return OK;
 }
 

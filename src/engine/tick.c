@@ -15,8 +15,8 @@ struct tick {
     struct waiter *waiter;
     struct window *window;
     int ranks, rank;
-    uint64_t rounds;             /* reports each rank has sent */
-    uint32_t told;               /* work bits the leader knows of me */
+    uint64_t rounds; /* reports each rank has sent */
+    uint32_t told;   /* work bits the leader knows of me */
     enum tick_kind last;
     struct tick_report *reports; /* [ranks] leader */
     /* of the wait that is going on */
@@ -126,14 +126,12 @@ static enum tick_kind decide(struct tick *t)
 static void collect(struct tick *t)
 {
     for (int r = 0; r < t->ranks; r++)
-        memcpy(&t->reports[r], own(t) + REPORT_AT + (size_t)r * REPORT_BYTES,
-               sizeof t->reports[r]);
+        memcpy(&t->reports[r], own(t) + REPORT_AT + (size_t)r * REPORT_BYTES, sizeof t->reports[r]);
 }
 
 /* The word of everyone's next step goes out with the last look at the wake bits: they are cleared
  * before, so what comes later stands for the step after. */
-static enum status lead(struct tick *t,
-                        void (*done)(void *, const struct tick_report *, int))
+static enum status lead(struct tick *t, void (*done)(void *, const struct tick_report *, int))
 {
     watch_wait(WATCH_REPORTS);
     TRY(wait_until(t->waiter, missing_reports, t));
@@ -151,10 +149,9 @@ static enum status lead(struct tick *t,
     return transport_flush(t->waiter->transport);
 }
 
-enum status tick_next(struct tick *t, const struct tick_report *report,
-                      uint32_t (*work)(void *), bool (*stop)(void *),
-                      void (*done)(void *, const struct tick_report *, int), void *arg,
-                      enum tick_kind *next)
+enum status tick_next(struct tick *t, const struct tick_report *report, uint32_t (*work)(void *),
+                      bool (*stop)(void *), void (*done)(void *, const struct tick_report *, int),
+                      void *arg, enum tick_kind *next)
 {
     t->work = work;
     t->stop = stop;

@@ -39,8 +39,8 @@ void tick_destroy(struct tick *t); /* collective */
 /* Reports and waits for the next step. work(arg) returns the WORK_* bits now (asked again while
  * waiting); stop(arg) (leader only) says that no more work will ever come. On the leader, done
  * (may be NULL) sees all reports of the step that just ended before the next one starts. */
-enum status tick_next(struct tick *t, const struct tick_report *report,
-                      uint32_t (*work)(void *arg), bool (*stop)(void *arg),
+enum status tick_next(struct tick *t, const struct tick_report *report, uint32_t (*work)(void *arg),
+                      bool (*stop)(void *arg),
                       void (*done)(void *arg, const struct tick_report *reports, int ranks),
                       void *arg, enum tick_kind *next);
 

@@ -36,8 +36,8 @@ enum status rank_send_pages(struct rank *r, struct sequence *s, int layer, int p
         struct wire_kv kv = {s->p.index, layer, at, count, s->p.n_prompt, s->p.max_tokens, 0};
         part[0] = (struct ctl_part){&kv, sizeof kv};
         for (int i = 0; i < count; i++)
-            part[i + 1] = (struct ctl_part){page_at(r, layer, s->pages[at + i]),
-                                            r->page_layer_bytes};
+            part[i + 1] =
+                (struct ctl_part){page_at(r, layer, s->pages[at + i]), r->page_layer_bytes};
         TRY(ctl_send(r->ctl, s->p.decode_rank, CTL_KV, part, count + 1));
         s->f.kv_messages++;
     }
@@ -131,8 +131,7 @@ void rank_receive_kv(struct rank *r, const void *data, size_t bytes)
     const char *src = (const char *)data + sizeof kv;
     for (int i = 0; i < kv.n_pages; i++, src += r->page_layer_bytes) {
         int at = kv.page0 + i;
-        char *dst = s->host_kv ? host_page(r, s, kv.layer, at)
-                               : page_at(r, kv.layer, s->pages[at]);
+        char *dst = s->host_kv ? host_page(r, s, kv.layer, at) : page_at(r, kv.layer, s->pages[at]);
         memcpy(dst, src, r->page_layer_bytes);
     }
     s->kv_received++;

@@ -79,9 +79,11 @@ static __attribute__((format(printf, 2, 3))) void add(struct case_file *c, const
 /* "rank 3 on host (decode0, decode step 12, layer 2, COMBINE)" */
 static void add_rank(struct case_file *c, const struct watch_report *r)
 {
-    static const char *const phases[WATCH_PHASES] = {
-        "start", "start: job and model", "start: units", "start: sizes", "start: weights",
-        "start: model", "start: files", "", "results", "leaving"};
+    static const char *const phases[WATCH_PHASES] = {"start",          "start: job and model",
+                                                     "start: units",   "start: sizes",
+                                                     "start: weights", "start: model",
+                                                     "start: files",   "",
+                                                     "results",        "leaving"};
     add(c, "rank %d on %s (", r->rank, c->names[r->rank].host);
     if (c->names[r->rank].unit[0]) add(c, "%s, ", c->names[r->rank].unit);
     if (r->known == KNOWN_NOT || !r->seen) {
@@ -135,8 +137,7 @@ static void add_others(struct case_file *c, int root, enum guilt guilt)
         if (i == root || guilt_of(r) != guilt || (guilt == GUILT_BUSY && c->score[i] == 0))
             continue;
         if (++others > NAMED) continue;
-        add(c, "%s%d on %s", listed++ ? ", " : ". The same holds for rank ", i,
-            c->names[i].host);
+        add(c, "%s%d on %s", listed++ ? ", " : ". The same holds for rank ", i, c->names[i].host);
     }
     if (others > listed) add(c, " and %d more", others - listed);
 }

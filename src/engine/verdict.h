@@ -12,8 +12,17 @@
 
 /* Where a rank is in the job; names in verdict.c. */
 enum watch_phase {
-    WATCH_START, WATCH_JOB, WATCH_UNITS, WATCH_SIZES, WATCH_WEIGHTS, WATCH_MODEL, WATCH_FILES,
-    WATCH_SERVE, WATCH_RESULTS, WATCH_LEAVE, WATCH_PHASES
+    WATCH_START,
+    WATCH_JOB,
+    WATCH_UNITS,
+    WATCH_SIZES,
+    WATCH_WEIGHTS,
+    WATCH_MODEL,
+    WATCH_FILES,
+    WATCH_SERVE,
+    WATCH_RESULTS,
+    WATCH_LEAVE,
+    WATCH_PHASES
 };
 
 enum watch_wait {
@@ -37,13 +46,13 @@ enum watch_known {
 struct watch_report {
     int32_t rank, known, seen;
     int32_t phase, wait;
-    int32_t kind;         /* of the step: 0 prefill, 1 decode, -1 none */
+    int32_t kind;             /* of the step: 0 prefill, 1 decode, -1 none */
     int32_t stage, mb, layer; /* stage -1: none */
-    int32_t meets;        /* collective calls of the start that it has come to */
+    int32_t meets;            /* collective calls of the start that it has come to */
     int64_t step;
     float quiet_s, silent_s; /* since it got on; since it gave any sign */
-    char process;         /* state letter of /proc, 'X': gone, '?': not looked at */
-    char what[31];        /* that it waits for: "dispatch rows" */
+    char process;            /* state letter of /proc, 'X': gone, '?': not looked at */
+    char what[31];           /* that it waits for: "dispatch rows" */
     uint8_t awaited[];
 };
 
@@ -52,9 +61,9 @@ struct watch_name {
 };
 
 struct verdict {
-    int rank;        /* everybody waits for it; -1: nobody in particular */
-    bool answers;    /* it answers and computes: slow, not lost */
-    int waiting;     /* ranks that wait for it, directly or through others */
+    int rank;     /* everybody waits for it; -1: nobody in particular */
+    bool answers; /* it answers and computes: slow, not lost */
+    int waiting;  /* ranks that wait for it, directly or through others */
     char text[1400];
 };
 

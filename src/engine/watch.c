@@ -45,9 +45,9 @@ struct watch {
     int host_rank, host_ranks, world_rank, world_size;
     size_t stride, report_bytes;
     double limit_s;
-    struct sight *sight;  /* [host_ranks] the thread's; quiet times are read by the main thread */
+    struct sight *sight; /* [host_ranks] the thread's; quiet times are read by the main thread */
     struct watch_name *names; /* [world_size] */
-    const char *hold;     /* place where a test wants this rank to stop, or NULL */
+    const char *hold;         /* place where a test wants this rank to stop, or NULL */
     _Atomic bool alarm;
     pthread_t thread;
     pthread_mutex_t mutex; /* guards stop */
@@ -387,8 +387,9 @@ enum status watch_create(const struct node *n, int world_rank, int world_size, d
     w->hold = hold_of(world_rank);
     w->sight = calloc((size_t)n->size, sizeof *w->sight);
     w->names = calloc((size_t)world_size, sizeof *w->names);
-    enum status st = w->sight && w->names ? OK : error_set(ERR_RESOURCE, "no memory for the "
-                                                           "watchdog");
+    enum status st = w->sight && w->names ? OK
+                                          : error_set(ERR_RESOURCE, "no memory for the "
+                                                                    "watchdog");
     st = agree(n->comm, st);
     if (st == OK)
         st = node_share(n, "the ranks' progress",

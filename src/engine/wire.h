@@ -11,8 +11,8 @@ enum { WIRE_STOPS = 16 };
 
 /* A request's own parameters; travels with it from rank to rank. */
 struct wire_params {
-    int64_t index;        /* in the token file */
-    int32_t ticket;       /* the router's slot for it */
+    int64_t index;  /* in the token file */
+    int32_t ticket; /* the router's slot for it */
     int32_t n_prompt, max_tokens;
     int32_t top_k;
     float temperature, top_p;
@@ -41,7 +41,7 @@ struct wire_kv {
 struct wire_prefilled {
     int32_t cached_tokens, first_token;
     float first_logprob;
-    int32_t kv_messages; /* CTL_KV messages that belong to this request */
+    int32_t kv_messages;                  /* CTL_KV messages that belong to this request */
     int32_t cached_tokens_disk, reserved; /* of cached_tokens, read from disk for it */
     double t_prefill_start, t_first_token;
 };

@@ -20,7 +20,7 @@ struct ep_op {
     uint64_t number; /* of this op index, counting both modes; odd and even alternate buffers */
     struct amat x;   /* borrowed until ep_combine_finish */
     struct ep_route route;
-    int round;       /* receive round the caller has */
+    int round; /* receive round the caller has */
     bool more;
     int32_t *begin, *rows; /* [local] of this round */
     int total;
@@ -29,8 +29,8 @@ struct ep_op {
 struct ep_backend {
     const char *name;
     int (*signals)(int ranks, int clients, int nodes); /* of a window */
-    enum status (*create)(struct ep_group *); /* collective; sets impl */
-    void (*destroy)(struct ep_group *);       /* collective */
+    enum status (*create)(struct ep_group *);          /* collective; sets impl */
+    void (*destroy)(struct ep_group *);                /* collective */
     enum status (*dispatch_begin)(struct ep_group *, struct ep_op *);
     enum status (*dispatch_finish)(struct ep_group *, struct ep_op *, struct amat *rows);
     enum status (*dispatch_next)(struct ep_group *, struct ep_op *, struct amat *rows);

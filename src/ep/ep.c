@@ -237,8 +237,10 @@ static enum status route(struct ep_group *g, struct ep_op *op, int m, const int3
     }
     for (size_t i = 0; i < n; i++)
         if (!holds(&g->table[op->layer], r->slot[i], r->ids[i]))
-            return error_set(ERR_BUG, "ep: the replica choice gave slot %d for expert %d of layer "
-                             "%d", r->slot[i], r->ids[i], op->layer);
+            return error_set(ERR_BUG,
+                             "ep: the replica choice gave slot %d for expert %d of layer "
+                             "%d",
+                             r->slot[i], r->ids[i], op->layer);
     ep_route_sort(r);
     return OK;
 }
@@ -264,8 +266,12 @@ static void receive_out(struct ep_group *g, struct ep_op *o, const struct amat *
                         struct ep_recv *out)
 {
     o->state = EP_RECEIVED;
-    *out = (struct ep_recv){.groups = g->layout.local, .begin = o->begin, .rows = o->rows,
-                            .total = o->total, .x = *rows, .more = o->more};
+    *out = (struct ep_recv){.groups = g->layout.local,
+                            .begin = o->begin,
+                            .rows = o->rows,
+                            .total = o->total,
+                            .x = *rows,
+                            .more = o->more};
     for (int l = 0; l < g->layout.local; l++) g->stats.rows_received += (uint64_t)o->rows[l];
 }
 

@@ -49,13 +49,13 @@ enum ep_mode { EP_NORMAL, EP_LOW_LATENCY };
 
 /* Sizes, known before the job starts. A slot holds one expert; slots = experts + redundant. */
 struct ep_params {
-    int ep_size;             /* ranks; slots % ep_size == 0 */
-    int nodes;               /* for ep_memory; ep_create takes it from the transport */
+    int ep_size; /* ranks; slots % ep_size == 0 */
+    int nodes;   /* for ep_memory; ep_create takes it from the transport */
     int experts, slots, topk, hidden, n_group;
-    int max_tokens;          /* EP_LOW_LATENCY: most tokens of a rank in one op; 0 = mode unused */
-    int chunk_tokens;        /* EP_NORMAL: most tokens of a rank in one op; 0 = mode unused */
-    double recv_rows_factor; /* EP_NORMAL: receive buffer in mean rows (chunk_tokens * topk) */
-    int row_align;           /* each group starts at a multiple of this many rows; 0 = 1 */
+    int max_tokens;           /* EP_LOW_LATENCY: most tokens of a rank in one op; 0 = mode unused */
+    int chunk_tokens;         /* EP_NORMAL: most tokens of a rank in one op; 0 = mode unused */
+    double recv_rows_factor;  /* EP_NORMAL: receive buffer in mean rows (chunk_tokens * topk) */
+    int row_align;            /* each group starts at a multiple of this many rows; 0 = 1 */
     enum dtype dispatch_type; /* DT_E4M3 (with 1x128 scales), DT_BF16 or DT_F32 */
     enum dtype combine_type;  /* DT_BF16 or DT_F32 */
 };
@@ -73,13 +73,13 @@ typedef void (*ep_choose_fn)(void *arg, int layer, int rank, int m, int topk, co
 
 /* Bytes of one rank's buffers, for both operations. */
 struct ep_memory {
-    size_t window;  /* node-shared memory, the five parts together */
-    size_t heap;    /* private memory: packed rows, routes, gateway's records */
-    size_t receive; /* normal mode: rows that come for my experts */
-    size_t fixed;   /* low latency: the same, a place for each source and row */
-    size_t combine; /* rows that come back from the experts */
-    size_t rings;   /* rows on their way through me into my node */
-    size_t control; /* counts, stamps, signals */
+    size_t window;                /* node-shared memory, the five parts together */
+    size_t heap;                  /* private memory: packed rows, routes, gateway's records */
+    size_t receive;               /* normal mode: rows that come for my experts */
+    size_t fixed;                 /* low latency: the same, a place for each source and row */
+    size_t combine;               /* rows that come back from the experts */
+    size_t rings;                 /* rows on their way through me into my node */
+    size_t control;               /* counts, stamps, signals */
     int receive_rows, fixed_rows; /* of one operation */
 };
 
@@ -123,8 +123,7 @@ enum status ep_dispatch_next(struct ep_group *g, int op, struct ep_recv *out);
 
 /* y: [r.total, ldy] of y_type = DT_F32 (rounded to combine_type on the way) or combine_type;
  * unweighted expert outputs. It may be reused as soon as this returns. */
-enum status ep_combine_begin(struct ep_group *g, int op, enum dtype y_type, const void *y,
-                             int ldy);
+enum status ep_combine_begin(struct ep_group *g, int op, enum dtype y_type, const void *y, int ldy);
 /* out: [m, ldo] FP32 = the COMBINE tree over each token's rows (without shared expert). */
 enum status ep_combine_finish(struct ep_group *g, int op, float *out, int ldo);
 
@@ -134,9 +133,9 @@ const char *ep_awaited(const struct ep_group *g, int op, uint8_t *marks);
 
 /* Traffic of this rank since creation. */
 struct ep_stats {
-    uint64_t ops, rounds;         /* operations; receive rounds beyond the first of each */
+    uint64_t ops, rounds; /* operations; receive rounds beyond the first of each */
     uint64_t rows_sent, rows_received;
-    uint64_t bytes_local, bytes_remote; /* put inside the node / to other nodes, both directions */
+    uint64_t bytes_local, bytes_remote;  /* put inside the node / to other nodes, both directions */
     uint64_t rows_reduced, rows_partial; /* as a gateway: COMBINE rows summed, sums sent instead */
 };
 struct ep_stats ep_statistics(const struct ep_group *g);
@@ -144,12 +143,12 @@ struct ep_stats ep_statistics(const struct ep_group *g);
 /* What this rank has waited for another one of its unit (probe.h): sums over the sampled operations
  * alone. */
 struct ep_link {
-    int64_t waits;       /* sampled waits that it may have had a part in */
-    int64_t last;        /* times that it came last */
-    double late_s;       /* waited for it to send, when it came last */
-    double late_s2;      /* the squares of that */
-    double transfer_s;   /* waited on for its rows to arrive, when it came last */
-    int64_t latencies;   /* messages of another node that were seen to arrive */
+    int64_t waits;                   /* sampled waits that it may have had a part in */
+    int64_t last;                    /* times that it came last */
+    double late_s;                   /* waited for it to send, when it came last */
+    double late_s2;                  /* the squares of that */
+    double transfer_s;               /* waited on for its rows to arrive, when it came last */
+    int64_t latencies;               /* messages of another node that were seen to arrive */
     double latency_s, latency_max_s; /* from sending to arrival: sum and most */
 };
 /* [ranks]; valid until ep_destroy. wait_s: all sampled waits of this rank together. */

@@ -94,8 +94,7 @@ void host_write_row(const struct ep_group *g, const struct ep_op *op, int index,
     memcpy(row, &tag, sizeof tag);
     memcpy(row + lo->row_data_at, (const char *)x->data + (size_t)token * pitch, lo->row_data);
     if (lo->row_scales)
-        memcpy(row + lo->row_scale_at, x->scale + (size_t)token * (size_t)x->lds,
-               lo->row_scales);
+        memcpy(row + lo->row_scale_at, x->scale + (size_t)token * (size_t)x->lds, lo->row_scales);
 }
 
 struct amat host_rows(const struct ep_group *g, const char *base, size_t pitch)
@@ -117,12 +116,11 @@ char *host_receive_row(const struct ep_group *g, int i, int rank, int row)
            (size_t)row * g->layout.receive_bytes;
 }
 
-enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_t stamp,
-                            int signal)
+enum status host_signal_end(struct ep_group *g, int peer, size_t offset, uint32_t stamp, int signal)
 {
     struct host *h = g->impl;
-    return transport_put_signal(h->transport, h->window, peer, offset, &stamp, sizeof stamp,
-                                signal, 1);
+    return transport_put_signal(h->transport, h->window, peer, offset, &stamp, sizeof stamp, signal,
+                                1);
 }
 
 /* ---- waiting ---- */
@@ -164,8 +162,10 @@ static void look(struct ep_group *g, const struct ep_op *op)
 {
     struct host *h = g->impl;
     enum probe_kind kind = PROBE_FIRST;
-    if (op->state == EP_RETURNED) kind = PROBE_RETURNS;
-    else if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting) kind = PROBE_ROWS;
+    if (op->state == EP_RETURNED)
+        kind = PROBE_RETURNS;
+    else if (op->mode == EP_NORMAL && !h->op[ep_op_index(g, op)].counting)
+        kind = PROBE_ROWS;
     probe_look(g, &h->probe, op, kind, h->window);
 }
 
@@ -217,8 +217,8 @@ static enum status create_op(struct ep_group *g, struct host_op *ho)
     ho->total = calloc(slots, sizeof *ho->total);
     ho->mine = calloc(slots, sizeof *ho->mine);
     ho->count_row = calloc(slots + 1, sizeof *ho->count_row);
-    bool ok = ho->send && ho->need && ho->credit_used && ho->client && ho->staged &&
-              ho->reducers && ho->begin && ho->total && ho->mine && ho->count_row;
+    bool ok = ho->send && ho->need && ho->credit_used && ho->client && ho->staged && ho->reducers &&
+              ho->begin && ho->total && ho->mine && ho->count_row;
     for (int c = 0; c < g->layout.clients && g->layout.reduce && ok; c++) {
         ho->client[c].record = malloc((size_t)g->p.chunk_tokens * g->layout.record_bytes);
         ok = ho->client[c].record != NULL;
@@ -244,8 +244,7 @@ static void find_gateways(struct ep_group *g)
             h->my_client[n] += tp->node_of[r] != n && tp->local_of[r] % tp->node_size[n] == at;
     }
     for (int r = 0; r < tp->ranks && g->layout.clients > 0; r++)
-        if (tp->node_of[r] != tp->node &&
-            tp->local_of[r] % tp->node_size[tp->node] == tp->local)
+        if (tp->node_of[r] != tp->node && tp->local_of[r] % tp->node_size[tp->node] == tp->local)
             h->client_rank[h->clients++] = r;
     const int *here = tp->node_ranks + tp->node_first[tp->node];
     for (int s = 0, size = tp->node_size[tp->node]; s < tp->ranks; s++) {
@@ -322,8 +321,7 @@ static enum status host_create(struct ep_group *g)
     for (int i = 0; i < EP_OPS && st == OK; i++) st = create_op(g, &h->op[i]);
     if (st == OK) find_gateways(g);
     TRY(st);
-    TRY(transport_window_create(h->transport, g->layout.window_bytes, host_signals(g),
-                                &h->window));
+    TRY(transport_window_create(h->transport, g->layout.window_bytes, host_signals(g), &h->window));
     return transport_hook(h->transport, hook, g);
 }
 
@@ -393,8 +391,7 @@ static void mark_returns(const struct ep_group *g, const struct ep_op *op, uint8
             marks[r] = 1;
     }
     for (int n = 0; n < g->topo->nodes && op->route.reduced; n++)
-        if (ho->reducers[n] > 0 &&
-            own_word(g, at + (size_t)(R + n) * 4) != ep_stamp(op->number, 0))
+        if (ho->reducers[n] > 0 && own_word(g, at + (size_t)(R + n) * 4) != ep_stamp(op->number, 0))
             marks[h->gateway[n]] = 1;
 }
 

@@ -10,38 +10,38 @@ enum { HOST_HOOK_ROWS = 512, HOST_ALL_ROWS = 1 << 30 };
 
 /* How far my tokens have gone to one node. */
 struct host_sender {
-    int rounds;      /* that carry rows of mine to this node */
+    int rounds;       /* that carry rows of mine to this node */
     int round, token; /* next to look at */
-    bool open;       /* the round's rows are being sent */
-    uint64_t posted; /* ring entries put so far, for ever counting up */
+    bool open;        /* the round's rows are being sent */
+    uint64_t posted;  /* ring entries put so far, for ever counting up */
 };
 
 /* A source of another node whose gateway I am. A record is a struct ep_entry with those of its
  * struct ep_forward that ask for reduction: what the gateway sums once the rows are staged. */
 struct host_client {
-    uint64_t forwarded;   /* ring entries that I passed on */
-    uint64_t staged_need; /* ranks done staging rows of it */
+    uint64_t forwarded;    /* ring entries that I passed on */
+    uint64_t staged_need;  /* ranks done staging rows of it */
     int records, returned; /* kept, of them sent back */
-    char *record;         /* [chunk_tokens][layout.record_bytes], or NULL */
+    char *record;          /* [chunk_tokens][layout.record_bytes], or NULL */
 };
 
 /* Signals count up for ever, so what an op needs is counted up for ever too. */
 struct host_op {
-    struct host_sender *send; /* [nodes] */
-    int32_t *need;            /* [ranks] rows of mine still to go to it in its open round */
-    uint64_t *credit_used;    /* [ranks] */
-    struct host_client *client; /* [clients] */
-    int32_t *staged;          /* [ranks] rows of mine that it stages for its gateway */
-    int32_t *reducers;        /* [nodes] ranks that do */
+    struct host_sender *send;      /* [nodes] */
+    int32_t *need;                 /* [ranks] rows of mine still to go to it in its open round */
+    uint64_t *credit_used;         /* [ranks] */
+    struct host_client *client;    /* [clients] */
+    int32_t *staged;               /* [ranks] rows of mine that it stages for its gateway */
+    int32_t *reducers;             /* [nodes] ranks that do */
     int32_t *begin, *total, *mine; /* [slots] of struct ep_counted */
     struct ep_counted counted;
-    int32_t *count_row;       /* [1 + slots] what I tell the others */
-    bool counting;            /* normal mode: the others' counts are still coming */
-    bool sending;             /* rows of mine have still to go */
+    int32_t *count_row; /* [1 + slots] what I tell the others */
+    bool counting;      /* normal mode: the others' counts are still coming */
+    bool sending;       /* rows of mine have still to go */
     uint64_t counts_uses[EP_PARITY], fixed_uses[EP_PARITY];
-    uint64_t arrived_need;    /* sources done, over all rounds so far */
-    uint64_t returned_need;   /* COMBINE messages */
-    char *packed;             /* low latency: [layout.packed][row_bytes] */
+    uint64_t arrived_need;  /* sources done, over all rounds so far */
+    uint64_t returned_need; /* COMBINE messages */
+    char *packed;           /* low latency: [layout.packed][row_bytes] */
 };
 
 struct host {
@@ -51,21 +51,26 @@ struct host {
     char *scratch;    /* a put too large for transport_reserve */
     int *client_rank; /* [clients] sources whose gateway I am */
     int clients;
-    int *my_client;   /* [nodes] my index at my gateway there */
-    int *gateway;     /* [nodes] */
+    int *my_client;    /* [nodes] my index at my gateway there */
+    int *gateway;      /* [nodes] */
     int *gateway_here; /* [ranks] the source's gateway into my node */
     int *client_there; /* [ranks] the source's client index at that gateway */
-    char *gathered;   /* [topk] rows of combine_type, then their sum in FP32 */
+    char *gathered;    /* [topk] rows of combine_type, then their sum in FP32 */
     struct lane quiet; /* one thread, no polling: a kernel call inside progress or a thread */
     int32_t *source_rows, *staged_rows; /* [ranks] scratch of COMBINE */
     struct probe probe;
-    bool working;     /* progress is running; a hook must not enter it again */
+    bool working;       /* progress is running; a hook must not enter it again */
     enum status failed; /* what progress met inside a hook */
 };
 
 /* Signal numbers of a window. */
-enum host_signal { SIG_COUNTS, SIG_FIXED = SIG_COUNTS + EP_PARITY,
-                   SIG_ARRIVED = SIG_FIXED + EP_PARITY, SIG_RETURNED, SIG_FIRST_ARRAY };
+enum host_signal {
+    SIG_COUNTS,
+    SIG_FIXED = SIG_COUNTS + EP_PARITY,
+    SIG_ARRIVED = SIG_FIXED + EP_PARITY,
+    SIG_RETURNED,
+    SIG_FIRST_ARRAY
+};
 int host_signal(const struct ep_group *g, int op, enum host_signal which);
 int host_signal_credit(const struct ep_group *g, int op, int dest);
 int host_signal_ring(const struct ep_group *g, int op, int client);   /* entries, at the gateway */

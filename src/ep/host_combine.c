@@ -31,8 +31,7 @@ static void write_y(const struct ep_group *g, enum dtype y_type, const char *y, 
         memcpy(to, y, g->layout.y_bytes);
         return;
     }
-    struct amat row = {.type = g->p.combine_type, .k = g->p.hidden, .data = to,
-                       .ld = g->p.hidden};
+    struct amat row = {.type = g->p.combine_type, .k = g->p.hidden, .data = to, .ld = g->p.hidden};
     g->kernels->act_convert(&lane, 1, (const float *)(const void *)y, g->p.hidden, &row, false);
 }
 
@@ -64,7 +63,7 @@ uint64_t host_combine_plan(struct ep_group *g, struct ep_op *op)
         if (r->reduce[j]) ho->staged[r->slot[j] / g->layout.local]++;
     for (int d = 0; d < tp->ranks; d++) {
         if (ho->staged[d] == 0) continue;
-        messages += ho->reducers[tp->node_of[d]]++ == 0; /* the gateway's */
+        messages += ho->reducers[tp->node_of[d]]++ == 0;                /* the gateway's */
         messages -= ho->staged[d] == ep_round_mine(&ho->counted, d, 0); /* nothing else */
     }
     return messages;
@@ -156,8 +155,7 @@ static struct received received(const struct ep_group *g, const struct ep_op *op
 {
     const struct host *h = g->impl;
     int i = ep_op_index(g, op);
-    if (op->mode == EP_LOW_LATENCY)
-        return (struct received){h->op[i].packed, g->layout.row_bytes};
+    if (op->mode == EP_LOW_LATENCY) return (struct received){h->op[i].packed, g->layout.row_bytes};
     return (struct received){host_receive_row(g, i, g->topo->rank, 0), g->layout.receive_bytes};
 }
 
@@ -317,8 +315,8 @@ enum status host_combine_finish(struct ep_group *g, struct ep_op *op, float *out
     if (r->m == 0) return OK;
     const char *rows = (const char *)transport_ptr(h->window, g->topo->rank) + g->layout.y[i];
     if (!r->reduced) {
-        g->kernels->combine(g->lane, g->p.combine_type, r->m, g->p.hidden, g->p.topk, rows,
-                            r->ids, r->weights, g->p.experts, g->p.n_group, out, ldo);
+        g->kernels->combine(g->lane, g->p.combine_type, r->m, g->p.hidden, g->p.topk, rows, r->ids,
+                            r->weights, g->p.experts, g->p.n_group, out, ldo);
         return OK;
     }
     struct sums sums = {g, r, rows, out, ldo};

@@ -55,12 +55,12 @@ static enum status put_rank(struct ep_group *g, struct ep_op *op, int dest)
     struct fixed_count counts[L];
     TRY(put_rows(g, op, dest));
     for (int l = 0; l < L; l++)
-        counts[l] = (struct fixed_count){(uint32_t)(op->number + 1),
-                                         (uint32_t)(first[l + 1] - first[l])};
+        counts[l] =
+            (struct fixed_count){(uint32_t)(op->number + 1), (uint32_t)(first[l + 1] - first[l])};
     h->op[i].returned_need += first[L] > first[0]; /* it will send one COMBINE message */
     if (probe_sampled(g, op->number))
-        TRY(probe_stamp(g, h->window, i, PROBE_FIRST, dest, g->topo->rank,
-                        ep_stamp(op->number, 0), probe_clock()));
+        TRY(probe_stamp(g, h->window, i, PROBE_FIRST, dest, g->topo->rank, ep_stamp(op->number, 0),
+                        probe_clock()));
     return transport_put_signal(h->transport, h->window, dest,
                                 g->layout.fixed_counts[i][parity] +
                                     (size_t)g->topo->rank * sizeof counts,
@@ -94,10 +94,9 @@ static enum status add_counts(struct ep_group *g, struct ep_op *op,
     for (int s = 0; s < R; s++) {
         uint64_t rows = 0;
         for (int l = 0; l < L; l++) rows += counts[s * L + l].rows;
-        if (counts[s * L].tag != (uint32_t)(op->number + 1) ||
-            rows > (uint64_t)g->layout.part_rows)
-            return error_set(ERR_BUG, "ep: rank %d sent %llu rows under number %u, expected %u",
-                             s, (unsigned long long)rows, counts[s * L].tag,
+        if (counts[s * L].tag != (uint32_t)(op->number + 1) || rows > (uint64_t)g->layout.part_rows)
+            return error_set(ERR_BUG, "ep: rank %d sent %llu rows under number %u, expected %u", s,
+                             (unsigned long long)rows, counts[s * L].tag,
                              (uint32_t)(op->number + 1));
     }
     for (int l = 0; l < L; l++) {
@@ -134,8 +133,8 @@ enum status host_lowlatency_receive(struct ep_group *g, struct ep_op *op, struct
     struct host *h = g->impl;
     int i = ep_op_index(g, op);
     const char *own = transport_ptr(h->window, g->topo->rank);
-    const struct fixed_count *counts = (const void *)(own +
-        g->layout.fixed_counts[i][op->number % EP_PARITY]);
+    const struct fixed_count *counts =
+        (const void *)(own + g->layout.fixed_counts[i][op->number % EP_PARITY]);
     TRY(host_wait(g, op, sources_need));
     TRY(add_counts(g, op, counts));
     pack(g, op, counts);

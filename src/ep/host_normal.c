@@ -78,11 +78,18 @@ static void counts_arrived(struct ep_group *g, struct ep_op *op)
     struct host_op *ho = &h->op[i];
     const char *own = transport_ptr(h->window, tp->rank);
     ho->counted = (struct ep_counted){
-        .ranks = tp->ranks, .slots = g->p.slots, .local = g->layout.local, .rank = tp->rank,
-        .cap = g->layout.cap, .align = g->p.row_align, .stride = 1 + g->p.slots,
-        .counts = (const int32_t *)(const void *)
-                  (own + g->layout.counts[i][op->number % EP_PARITY]) + 1,
-        .begin = ho->begin, .total = ho->total, .mine = ho->mine};
+        .ranks = tp->ranks,
+        .slots = g->p.slots,
+        .local = g->layout.local,
+        .rank = tp->rank,
+        .cap = g->layout.cap,
+        .align = g->p.row_align,
+        .stride = 1 + g->p.slots,
+        .counts =
+            (const int32_t *)(const void *)(own + g->layout.counts[i][op->number % EP_PARITY]) + 1,
+        .begin = ho->begin,
+        .total = ho->total,
+        .mine = ho->mine};
     ep_count(&ho->counted);
     ep_count_route(&ho->counted, &op->route);
     ho->sending = false;
@@ -186,7 +193,7 @@ static enum status send_near(struct ep_group *g, struct ep_op *op, int from, int
             TRY(probe_stamp(g, h->window, i, PROBE_ROWS, dest, g->topo->rank,
                             ep_stamp(op->number, 0), probe_clock()));
         TRY(host_signal_end(g, dest, g->layout.arrived[i] + (size_t)g->topo->rank * 4,
-                                ep_stamp(op->number, round), host_signal(g, i, SIG_ARRIVED)));
+                            ep_stamp(op->number, round), host_signal(g, i, SIG_ARRIVED)));
     }
     return OK;
 }
@@ -202,11 +209,12 @@ static int fill_forwards(struct ep_group *g, struct ep_op *op, int token, int no
     for (int k = 0; k < g->p.topk; k++) {
         int index = token * g->p.topk + k, dest = row_dest(g, op, index, node, round);
         if (dest < 0) continue;
-        forward[n++] = (struct ep_forward){
-            .rank = dest, .row = r->row[index] - round * g->layout.cap,
-            .weight = r->weights[index],
-            .place = r->reduced ? r->place[index] : (int8_t)k,
-            .reduce = r->reduced && r->reduce[index], .last = row_done(ho, dest)};
+        forward[n++] = (struct ep_forward){.rank = dest,
+                                           .row = r->row[index] - round * g->layout.cap,
+                                           .weight = r->weights[index],
+                                           .place = r->reduced ? r->place[index] : (int8_t)k,
+                                           .reduce = r->reduced && r->reduce[index],
+                                           .last = row_done(ho, dest)};
     }
     return n;
 }
@@ -229,8 +237,12 @@ static enum status send_far(struct ep_group *g, struct ep_op *op, int node, int 
         char *e = host_stage(g, h->gateway[node], at, lo->entry_bytes);
         if (e) {
             bool timed = s->round == 0 && probe_sampled(g, op->number);
-            struct ep_entry head = {g->topo->rank, s->token, n, h->op[i].reducers[node],
-                                    ep_stamp(op->number, s->round), timed ? probe_clock() : 0};
+            struct ep_entry head = {g->topo->rank,
+                                    s->token,
+                                    n,
+                                    h->op[i].reducers[node],
+                                    ep_stamp(op->number, s->round),
+                                    timed ? probe_clock() : 0};
             memcpy(e, &head, sizeof head);
             memcpy(e + sizeof head, forward, (size_t)n * sizeof *forward);
             host_write_row(g, op, s->token * g->p.topk, e + lo->entry_row);
@@ -397,8 +409,8 @@ enum status host_normal_next(struct ep_group *g, struct ep_op *op, struct amat *
     for (int s = 0; s < g->topo->ranks; s++) {
         if (!ep_round_source(&ho->counted, s, op->round)) continue;
         ho->arrived_need++;
-        TRY(transport_signal(h->transport, h->window, s,
-                             host_signal_credit(g, i, g->topo->rank), 1));
+        TRY(transport_signal(h->transport, h->window, s, host_signal_credit(g, i, g->topo->rank),
+                             1));
     }
     return host_normal_receive(g, op, rows);
 }

@@ -86,8 +86,8 @@ static void layout_row(const struct ep_params *p, struct ep_layout *o)
     o->receive_bytes = o->row_bytes;
     if (o->reduce && o->row_data_at + o->y_bytes > o->row_bytes)
         o->receive_bytes = align_up(o->row_data_at + o->y_bytes, 64);
-    o->entry_row = align_up(sizeof(struct ep_entry) +
-                            (size_t)p->topk * sizeof(struct ep_forward), 64);
+    o->entry_row =
+        align_up(sizeof(struct ep_entry) + (size_t)p->topk * sizeof(struct ep_forward), 64);
     o->entry_bytes = o->entry_row + o->row_bytes;
 }
 
@@ -144,8 +144,7 @@ void ep_layout_fill(const struct ep_params *p, int clients, bool reduce, struct 
         }
     }
     o->window_bytes = end;
-    if (o->fixed_slots)
-        o->packed = R * o->part_rows + o->local * (p->row_align - 1);
+    if (o->fixed_slots) o->packed = R * o->part_rows + o->local * (p->row_align - 1);
     if (o->reduce)
         o->record_bytes = sizeof(struct ep_entry) + (size_t)p->topk * sizeof(struct ep_forward);
     o->heap_bytes = EP_OPS * ((size_t)o->packed * o->row_bytes +
@@ -202,8 +201,7 @@ enum status ep_table_init(struct ep_table *t, int experts, int slots, int ep_siz
     }
     /* first[e + 1] is where expert e's next slot goes, and ends as its end. */
     for (int e = 0; e < experts && st == OK; e++) t->first[e + 2] += t->first[e + 1];
-    for (int s = 0; s < slots && st == OK; s++)
-        t->slot[t->first[expert_of_slot[s] + 1]++] = s;
+    for (int s = 0; s < slots && st == OK; s++) t->slot[t->first[expert_of_slot[s] + 1]++] = s;
     if (st == OK) st = table_check(t, ep_size);
     if (st != OK) ep_table_free(t);
     return st;
@@ -263,8 +261,7 @@ enum status ep_route_init(struct ep_route *r, int tokens, int topk, int slots)
     r->first = calloc((size_t)slots + 2, sizeof *r->first);
     r->place = calloc(n, sizeof *r->place);
     r->reduce = calloc(n, sizeof *r->reduce);
-    if (r->ids && r->slot && r->weights && r->order && r->row && r->first && r->place &&
-        r->reduce)
+    if (r->ids && r->slot && r->weights && r->order && r->row && r->first && r->place && r->reduce)
         return OK;
     ep_route_free(r);
     return error_set(ERR_RESOURCE, "out of memory for the routing of %d tokens", tokens);

@@ -27,11 +27,11 @@ struct ep_row_tag {
 
 /* One expert row of a ring entry: where the gateway puts it. */
 struct ep_forward {
-    int32_t rank;   /* destination, on the gateway's node */
-    int32_t row;    /* in the destination's receive buffer */
+    int32_t rank; /* destination, on the gateway's node */
+    int32_t row;  /* in the destination's receive buffer */
     float weight;
     int8_t place, reduce; /* as in the tag */
-    int8_t last;    /* the source's last row for that rank in this round */
+    int8_t last;          /* the source's last row for that rank in this round */
     int8_t pad;
 };
 
@@ -57,31 +57,31 @@ static inline uint32_t ep_stamp_number(uint32_t stamp)
 
 /* Sizes and byte offsets in a rank's window, the same on all ranks. */
 struct ep_layout {
-    int ranks, local;      /* slots of a rank */
-    int tokens;            /* most tokens of a rank in one op, either mode */
-    bool fixed_slots;      /* EP_LOW_LATENCY has its own buffers (more than one rank) */
-    bool reduce;           /* COMBINE may return one row for several, see ep_route_reduce */
-    size_t row_bytes;      /* ep_row_tag | data | scales, a multiple of 64 */
+    int ranks, local;            /* slots of a rank */
+    int tokens;                  /* most tokens of a rank in one op, either mode */
+    bool fixed_slots;            /* EP_LOW_LATENCY has its own buffers (more than one rank) */
+    bool reduce;                 /* COMBINE may return one row for several, see ep_route_reduce */
+    size_t row_bytes;            /* ep_row_tag | data | scales, a multiple of 64 */
     size_t row_data, row_scales; /* bytes of data, of scales */
     size_t row_data_at, row_scale_at;
-    size_t y_bytes;        /* a COMBINE row: hidden of combine_type */
-    size_t y[EP_OPS];      /* [tokens][topk][hidden] */
+    size_t y_bytes;                   /* a COMBINE row: hidden of combine_type */
+    size_t y[EP_OPS];                 /* [tokens][topk][hidden] */
     size_t counts[EP_OPS][EP_PARITY]; /* [ranks][1 + slots] int32: op number, rows of each slot */
-    int cap;               /* rows of a receive buffer */
-    size_t receive[EP_OPS]; /* [cap][receive_bytes] */
-    size_t receive_bytes;  /* row_bytes; with reduce, room for a y row in the place of data */
-    size_t arrived[EP_OPS]; /* [ranks] stamp of the last rows from each source */
+    int cap;                          /* rows of a receive buffer */
+    size_t receive[EP_OPS];           /* [cap][receive_bytes] */
+    size_t receive_bytes;    /* row_bytes; with reduce, room for a y row in the place of data */
+    size_t arrived[EP_OPS];  /* [ranks] stamp of the last rows from each source */
     size_t returned[EP_OPS]; /* [ranks + nodes] of the last COMBINE message, of sums */
-    size_t times[EP_OPS];  /* [EP_TIMES][ranks + nodes] when messages were sent (probe.h) */
-    int clients, ring;     /* sources a gateway serves, entries of each one's ring */
+    size_t times[EP_OPS];    /* [EP_TIMES][ranks + nodes] when messages were sent (probe.h) */
+    int clients, ring;       /* sources a gateway serves, entries of each one's ring */
     size_t entry_bytes, entry_row;
-    size_t rings[EP_OPS];  /* [clients][ring][entry_bytes] */
-    int part_rows;         /* most rows that one source sends me: max_tokens * min(topk, local) */
-    size_t fixed[EP_OPS];  /* [ranks][part_rows][row_bytes] */
+    size_t rings[EP_OPS]; /* [clients][ring][entry_bytes] */
+    int part_rows;        /* most rows that one source sends me: max_tokens * min(topk, local) */
+    size_t fixed[EP_OPS]; /* [ranks][part_rows][row_bytes] */
     size_t fixed_counts[EP_OPS][EP_PARITY]; /* [ranks][local][2] uint32: op number, rows */
-    size_t record_bytes;   /* with reduce: what a gateway keeps of a token (heap), for all
+    size_t record_bytes; /* with reduce: what a gateway keeps of a token (heap), for all
                             * chunk_tokens of each client */
-    int packed;            /* rows of a packed buffer (heap), [EP_OPS] of them */
+    int packed;          /* rows of a packed buffer (heap), [EP_OPS] of them */
     size_t window_bytes, heap_bytes;
 };
 
@@ -139,9 +139,9 @@ struct ep_counted {
     int ranks, slots, local, rank, cap, align;
     const int32_t *counts; /* [ranks][count_stride], slot s at counts[rank * stride + s] */
     int stride;
-    int32_t *begin;        /* [slots] global row where the slot starts at its rank */
-    int32_t *total;        /* [slots] rows of the slot */
-    int32_t *mine;         /* [slots] global row of my first row for the slot */
+    int32_t *begin; /* [slots] global row where the slot starts at its rank */
+    int32_t *total; /* [slots] rows of the slot */
+    int32_t *mine;  /* [slots] global row of my first row for the slot */
 };
 void ep_count(struct ep_counted *c);
 /* Fills r->row. */

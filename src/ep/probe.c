@@ -114,8 +114,7 @@ void probe_close(struct ep_group *g, struct probe *p, const struct ep_op *op,
     double late = 1e-6 * (double)(last_sent - p->begin_us);
     p->link[last].late_s += late;
     p->link[last].late_s2 += late * late;
-    if (!transport_ptr(window, last))
-        p->link[last].transfer_s += 1e-6 * (double)(end - last_sent);
+    if (!transport_ptr(window, last)) p->link[last].transfer_s += 1e-6 * (double)(end - last_sent);
 }
 
 void probe_look(struct ep_group *g, struct probe *p, const struct ep_op *op, enum probe_kind kind,

@@ -19,17 +19,22 @@
 enum { EP_SAMPLE_EVERY = 17 };
 
 /* Which message of an operation. */
-enum probe_kind { PROBE_FIRST, /* counts, or in low latency the rows */
-                  PROBE_ROWS, PROBE_RETURNS, PROBE_KINDS, PROBE_NONE };
+enum probe_kind {
+    PROBE_FIRST, /* counts, or in low latency the rows */
+    PROBE_ROWS,
+    PROBE_RETURNS,
+    PROBE_KINDS,
+    PROBE_NONE
+};
 
 struct probe {
-    struct ep_link *link; /* [ranks] */
-    int64_t *ahead_us;    /* [ranks] their clock minus mine */
+    struct ep_link *link;          /* [ranks] */
+    int64_t *ahead_us;             /* [ranks] their clock minus mine */
     uint8_t *missing, *now, *open; /* [ranks] at the last look, at this one, when it began */
-    int64_t *came_us;     /* [ranks] when first seen */
-    enum probe_kind kind; /* of the wait that is going on */
+    int64_t *came_us;              /* [ranks] when first seen */
+    enum probe_kind kind;          /* of the wait that is going on */
     int64_t begin_us;
-    double wait_s;        /* all sampled waits together */
+    double wait_s; /* all sampled waits together */
 };
 
 enum status probe_create(const struct ep_group *g, struct probe *p);

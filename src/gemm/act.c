@@ -12,8 +12,7 @@ static void row_convert(const struct ukernel *uk, int i, const float *x, const s
     /* The destination is the caller's own buffer behind a const view (device/kernels.h). */
     char *data = (char *)(uintptr_t)out->data + at * dtype_bytes(out->type);
     if (out->type == DT_F32) {
-        if ((const void *)data != (const void *)x)
-            memcpy(data, x, sizeof(float) * (size_t)out->k);
+        if ((const void *)data != (const void *)x) memcpy(data, x, sizeof(float) * (size_t)out->k);
     } else if (out->type == DT_BF16) {
         uk->row_bf16(out->k, x, (uint16_t *)(void *)data);
     } else {

@@ -16,20 +16,20 @@
 #include <string.h>
 
 enum {
-    A_BUDGET = 3 << 20,  /* bytes of packed activations per thread: they stream from L3 */
-    M_BLOCK_MAX = 192,   /* rows: the output panel (48 KiB) stays in L2 */
-    M_BLOCK_MIN = 48,    /* fewer would stream the weights too often */
+    A_BUDGET = 3 << 20, /* bytes of packed activations per thread: they stream from L3 */
+    M_BLOCK_MAX = 192,  /* rows: the output panel (48 KiB) stays in L2 */
+    M_BLOCK_MIN = 48,   /* fewer would stream the weights too often */
     PIECES_PER_THREAD = 4,
-    PANEL_COST = 4,      /* rows that reading a panel's weights weighs */
+    PANEL_COST = 4, /* rows that reading a panel's weights weighs */
 };
 
 /* ---- scratch of a thread ---- */
 
 struct scratch {
-    char *a;                    /* packed rows */
-    float *a_scale;             /* [blocks][rows] */
-    float *c;                   /* [rows][nr] */
-    void *wide;                 /* one widened block */
+    char *a;        /* packed rows */
+    float *a_scale; /* [blocks][rows] */
+    float *c;       /* [rows][nr] */
+    void *wide;     /* one widened block */
     size_t a_bytes, scale_bytes, c_bytes, wide_bytes;
     /* What `a` holds, to skip copying it again: rows of the call of that number. */
     uint64_t held_call;
@@ -116,8 +116,8 @@ static enum dtype compute_type(const struct gemm_call *call, const struct produc
 
 struct cut {
     int threads, pieces;
-    int64_t work;    /* sum over panels of rows + PANEL_COST */
-    int m_block;     /* rows, a multiple of mr */
+    int64_t work; /* sum over panels of rows + PANEL_COST */
+    int m_block;  /* rows, a multiple of mr */
 };
 
 static int rows_per_block(const struct gemm_call *call, int m, const struct cut *cut)
@@ -243,12 +243,14 @@ static void block_run(struct run *run, int panel, int b)
     struct scratch *s = run->s;
     const struct wmat *w = run->p.w;
     const char *data = w->data;
-    const char *block = data + (size_t)panel * run->l.panel_bytes +
-                        (size_t)b * run->l.block_bytes;
+    const char *block = data + (size_t)panel * run->l.panel_bytes + (size_t)b * run->l.block_bytes;
     const float *scales = (const float *)(const void *)(data + run->l.scales);
     enum dtype type = w->type;
-    struct gemm_tile t = {.b = block, .depth = gemm_depth(w->k, b), .first = b == 0,
-                          .scaled = type == DT_E4M3, .stream = run->rows <= uk->mr};
+    struct gemm_tile t = {.b = block,
+                          .depth = gemm_depth(w->k, b),
+                          .first = b == 0,
+                          .scaled = type == DT_E4M3,
+                          .stream = run->rows <= uk->mr};
     if (t.scaled) t.w_scale = scales[(size_t)panel * (size_t)run->l.blocks + (size_t)b];
     enum dtype compute = compute_type(run->call, &run->p);
     bool fused = type == DT_E4M3 && run->rows <= uk->fused_rows;

@@ -17,8 +17,7 @@ enum status gemm_kernels_fill(struct kernels *k, enum isa isa)
 {
     const char *missing = "";
     if (!isa_supported(isa, &missing))
-        return error_set(ERR_RESOURCE,
-                         "isa %s: this host lacks %s; choose a lower isa, or auto",
+        return error_set(ERR_RESOURCE, "isa %s: this host lacks %s; choose a lower isa, or auto",
                          isa_name(isa), missing);
     gemm_entries_portable(k);
 #if defined(__x86_64__)

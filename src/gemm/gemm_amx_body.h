@@ -106,8 +106,8 @@ static void amx_scale(const struct gemm_tile *t, int rows, const float *sum, flo
     }
 }
 
-static inline __attribute__((always_inline)) void amx_half(const bool two, const struct gemm_tile *t,
-                                                           int rows, int column)
+static inline __attribute__((always_inline)) void
+amx_half(const bool two, const struct gemm_tile *t, int rows, int column)
 {
     const uint16_t *a = t->a;
     const char *b = (const char *)t->b + (size_t)column * sizeof(uint32_t);
@@ -127,7 +127,8 @@ static inline __attribute__((always_inline)) void amx_half(const bool two, const
         if (two) TILE_LOAD(2, sum + AMX_ROWS * 2 * AMX_COLS, pitch);
         if (two) TILE_LOAD(3, sum + AMX_ROWS * 2 * AMX_COLS + AMX_COLS, pitch);
     }
-    if (whole < t->depth) amx_step(two, a + whole, b + (size_t)whole / 2 * AMX_NR * sizeof(uint32_t));
+    if (whole < t->depth)
+        amx_step(two, a + whole, b + (size_t)whole / 2 * AMX_NR * sizeof(uint32_t));
     if (!t->scaled) {
         amx_sums_end(two, c, AMX_NR);
         return;
@@ -149,8 +150,10 @@ static void amx_tile(enum dtype type, int rows, const struct gemm_tile *t)
         return;
     }
     for (int column = 0; column < AMX_NR; column += 2 * AMX_COLS) {
-        if (rows > AMX_ROWS) amx_half(true, t, rows, column);
-        else amx_half(false, t, rows, column);
+        if (rows > AMX_ROWS)
+            amx_half(true, t, rows, column);
+        else
+            amx_half(false, t, rows, column);
     }
 }
 
@@ -188,10 +191,10 @@ static void amx_row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *s
     ukernel_avx512bf16.row_e4m3(n, x, ue8m0, q, scale);
 }
 
-#define AMX_UKERNEL                                                                        \
-    {                                                                                      \
-        .nr = AMX_NR, .mr = AMX_MR, .wide = DT_BF16, .fused_rows = 0, .poll_work = 2e7,    \
-        .transpose16 = amx_transpose16, .widen_block = amx_widen_block,                    \
-        .widen_row = amx_widen_row, .tile = amx_tile, .leave = amx_leave,                  \
-        .row_bf16 = amx_row_bf16, .row_e4m3 = amx_row_e4m3,                                \
+#define AMX_UKERNEL                                                                     \
+    {                                                                                   \
+        .nr = AMX_NR, .mr = AMX_MR, .wide = DT_BF16, .fused_rows = 0, .poll_work = 2e7, \
+        .transpose16 = amx_transpose16, .widen_block = amx_widen_block,                 \
+        .widen_row = amx_widen_row, .tile = amx_tile, .leave = amx_leave,               \
+        .row_bf16 = amx_row_bf16, .row_e4m3 = amx_row_e4m3,                             \
     }

@@ -35,15 +35,14 @@ INLINE void transpose8(const char *src, size_t stride, uint32_t *dst, size_t ldd
     }
 }
 
-static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst,
-                        size_t ldd)
+static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
     (void)type;
     const char *s = src;
     for (int r = 0; r < 16; r += 8)
         for (int u = 0; u < 16; u += 8)
-            transpose8(s + (size_t)r * stride + (size_t)u * 4, stride,
-                       dst + (size_t)u * ldd + r, ldd);
+            transpose8(s + (size_t)r * stride + (size_t)u * 4, stride, dst + (size_t)u * ldd + r,
+                       ldd);
 }
 
 /* ---- widening ---- */
@@ -170,9 +169,17 @@ static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale
 }
 
 const struct ukernel ukernel_avx2 = {
-    .nr = NR, .mr = MR, .wide = DT_F32, .fused_rows = 0, .poll_work = 1.5e6,
-    .transpose16 = transpose16, .widen_block = widen_block, .widen_row = widen_row,
-    .tile = tile, .row_bf16 = row_bf16, .row_e4m3 = row_e4m3,
+    .nr = NR,
+    .mr = MR,
+    .wide = DT_F32,
+    .fused_rows = 0,
+    .poll_work = 1.5e6,
+    .transpose16 = transpose16,
+    .widen_block = widen_block,
+    .widen_row = widen_row,
+    .tile = tile,
+    .row_bf16 = row_bf16,
+    .row_e4m3 = row_e4m3,
 };
 
 GEMM_ENTRIES(avx2)

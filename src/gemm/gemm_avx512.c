@@ -14,8 +14,7 @@ enum { NR = 64, MR = 6, VECS = NR / 16, AHEAD = 4096 };
 /* ---- packing ---- */
 
 /* 16 rows of 16 units to columns: pairs of rows, then quarters, then a 4 x 4 of lanes. */
-static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst,
-                        size_t ldd)
+static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
     (void)type; /* units move whole */
     const char *s = src;
@@ -126,8 +125,7 @@ INLINE void tile_rows(const int rows, const struct gemm_tile *t)
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++)
-            acc[r][v] =
-                from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(t->c + r * NR + v * 16);
+            acc[r][v] = from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(t->c + r * NR + v * 16);
     for (int k = 0; k < t->depth; k++, a++, b += NR) {
         __m512 w[VECS];
 #pragma GCC unroll 4
@@ -179,9 +177,17 @@ static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale
 }
 
 const struct ukernel ukernel_avx512 = {
-    .nr = NR, .mr = MR, .wide = DT_F32, .fused_rows = 0, .poll_work = 3e6,
-    .transpose16 = transpose16, .widen_block = widen_block, .widen_row = widen_row,
-    .tile = tile, .row_bf16 = row_bf16, .row_e4m3 = row_e4m3,
+    .nr = NR,
+    .mr = MR,
+    .wide = DT_F32,
+    .fused_rows = 0,
+    .poll_work = 3e6,
+    .transpose16 = transpose16,
+    .widen_block = widen_block,
+    .widen_row = widen_row,
+    .tile = tile,
+    .row_bf16 = row_bf16,
+    .row_e4m3 = row_e4m3,
 };
 
 GEMM_ENTRIES(avx512)

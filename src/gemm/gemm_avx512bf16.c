@@ -20,8 +20,7 @@ INLINE __m512i pairs_apart(__m512i x)
     return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
 }
 
-static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst,
-                        size_t ldd)
+static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
     const char *s = src;
     __m512i r[16], t[16];
@@ -59,20 +58,22 @@ static void transpose16(enum dtype type, const void *src, size_t stride, uint32_
 
 /* The low and high bytes of the BF16 of every e4m3 magnitude. */
 static const uint8_t e4m3_low[128] __attribute__((aligned(64))) = {
-#define LOW8(odd) 0x00 | odd, 0x10 | odd, 0x20 | odd, 0x30 | odd, \
-                  0x40 | odd, 0x50 | odd, 0x60 | odd, 0x70 | odd
-    0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60, LOW8(0x80), /* denormals; 2^-6.. */
-    LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00),
-    LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00),
-    0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xc0,             /* 256 .. 448, NaN */
+#define LOW8(odd) \
+    0x00 | odd, 0x10 | odd, 0x20 | odd, 0x30 | odd, 0x40 | odd, 0x50 | odd, 0x60 | odd, 0x70 | odd
+    0x00,       0x00,       0x80,       0xc0,       0x00,       0x20,       0x40,       0x60,
+    LOW8(0x80), /* denormals; 2^-6.. */
+    LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80),
+    LOW8(0x00), LOW8(0x80), LOW8(0x00), LOW8(0x80), LOW8(0x00), 0x80,       0x90,       0xa0,
+    0xb0,       0xc0,       0xd0,       0xe0,       0xc0, /* 256 .. 448, NaN */
 #undef LOW8
 };
 static const uint8_t e4m3_high[128] __attribute__((aligned(64))) = {
 #define HIGH8(h) h, h, h, h, h, h, h, h
-    0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, HIGH8(0x3c),
-    HIGH8(0x3d), HIGH8(0x3d), HIGH8(0x3e), HIGH8(0x3e), HIGH8(0x3f), HIGH8(0x3f), HIGH8(0x40),
-    HIGH8(0x40), HIGH8(0x41), HIGH8(0x41), HIGH8(0x42), HIGH8(0x42), HIGH8(0x43),
-    0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7f,
+    0x00,        0x3b,        0x3b,        0x3b,        0x3c,        0x3c,
+    0x3c,        0x3c,        HIGH8(0x3c), HIGH8(0x3d), HIGH8(0x3d), HIGH8(0x3e),
+    HIGH8(0x3e), HIGH8(0x3f), HIGH8(0x3f), HIGH8(0x40), HIGH8(0x40), HIGH8(0x41),
+    HIGH8(0x41), HIGH8(0x42), HIGH8(0x42), HIGH8(0x43), 0x43,        0x43,
+    0x43,        0x43,        0x43,        0x43,        0x43,        0x7f,
 #undef HIGH8
 };
 
@@ -136,8 +137,7 @@ static void widen_row(enum dtype from, const void *src, int n, void *dst)
         __m512i low, high;
         e4m3_bytes(&tab, _mm512_maskz_loadu_epi8(in_mask, q + i), &low, &high);
         __m512i even = _mm512_unpacklo_epi8(low, high), odd = _mm512_unpackhi_epi8(low, high);
-        _mm512_mask_storeu_epi16(out + i, lo_mask,
-                                 _mm512_permutex2var_epi64(even, lo_order, odd));
+        _mm512_mask_storeu_epi16(out + i, lo_mask, _mm512_permutex2var_epi64(even, lo_order, odd));
         _mm512_mask_storeu_epi16(out + i + 32, hi_mask,
                                  _mm512_permutex2var_epi64(even, hi_order, odd));
     }
@@ -203,8 +203,7 @@ INLINE void tile_bf16(const int rows, const bool stream, const struct gemm_tile 
         for (int r = 0; r < rows; r++) {
             __m512bh x = pair(a + r * GEMM_KC);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++)
-                acc.v[r][v] = _mm512_dpbf16_ps(acc.v[r][v], x, w[v]);
+            for (int v = 0; v < VECS; v++) acc.v[r][v] = _mm512_dpbf16_ps(acc.v[r][v], x, w[v]);
         }
     }
     acc_end(rows, t, &acc);
@@ -249,8 +248,7 @@ INLINE void tile_f32(const int rows, const struct gemm_tile *t)
         for (int r = 0; r < rows; r++) {
             __m512 x = _mm512_set1_ps(a[r * GEMM_KC]);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++)
-                acc.v[r][v] = _mm512_fmadd_ps(x, w[v], acc.v[r][v]);
+            for (int v = 0; v < VECS; v++) acc.v[r][v] = _mm512_fmadd_ps(x, w[v], acc.v[r][v]);
         }
     }
     acc_end(rows, t, &acc);
@@ -291,10 +289,18 @@ static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale
 }
 
 const struct ukernel ukernel_avx512bf16 = {
-    .nr = NR, .mr = MR, .wide = DT_BF16, .fused_rows = 2 * FUSED_MR,
-    .fused_mr = FUSED_MR, .poll_work = 5e6,
-    .transpose16 = transpose16, .widen_block = widen_block, .widen_row = widen_row,
-    .tile = tile, .row_bf16 = row_bf16, .row_e4m3 = row_e4m3,
+    .nr = NR,
+    .mr = MR,
+    .wide = DT_BF16,
+    .fused_rows = 2 * FUSED_MR,
+    .fused_mr = FUSED_MR,
+    .poll_work = 5e6,
+    .transpose16 = transpose16,
+    .widen_block = widen_block,
+    .widen_row = widen_row,
+    .tile = tile,
+    .row_bf16 = row_bf16,
+    .row_e4m3 = row_e4m3,
 };
 
 GEMM_ENTRIES(avx512bf16)

@@ -6,8 +6,7 @@
 
 enum { NR = 16, MR = 2 };
 
-static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst,
-                        size_t ldd)
+static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
     (void)type;
     for (int r = 0; r < 16; r++) {
@@ -33,8 +32,7 @@ static void widen_row(enum dtype from, const void *src, int n, void *dst)
     float *out = dst;
     const uint16_t *h = src;
     const uint8_t *q = src;
-    for (int i = 0; i < n; i++)
-        out[i] = from == DT_BF16 ? bf16_to_f32(h[i]) : e4m3_to_f32(q[i]);
+    for (int i = 0; i < n; i++) out[i] = from == DT_BF16 ? bf16_to_f32(h[i]) : e4m3_to_f32(q[i]);
 }
 
 static void tile(enum dtype type, int rows, const struct gemm_tile *t)
@@ -64,9 +62,17 @@ static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale
 }
 
 const struct ukernel ukernel_portable = {
-    .nr = NR, .mr = MR, .wide = DT_F32, .fused_rows = 0, .poll_work = 5e4,
-    .transpose16 = transpose16, .widen_block = widen_block, .widen_row = widen_row,
-    .tile = tile, .row_bf16 = row_bf16, .row_e4m3 = row_e4m3,
+    .nr = NR,
+    .mr = MR,
+    .wide = DT_F32,
+    .fused_rows = 0,
+    .poll_work = 5e4,
+    .transpose16 = transpose16,
+    .widen_block = widen_block,
+    .widen_row = widen_row,
+    .tile = tile,
+    .row_bf16 = row_bf16,
+    .row_e4m3 = row_e4m3,
 };
 
 GEMM_ENTRIES(portable)

@@ -50,8 +50,7 @@ static void stage_row(enum dtype type, const struct weight_src *src, int row, in
     if (type == src->type) {
         size_t b = dtype_bytes(type);
         const char *from = src->data;
-        memcpy(dst, from + ((size_t)row * (size_t)src->ldk + (size_t)k0) * b,
-               (size_t)count * b);
+        memcpy(dst, from + ((size_t)row * (size_t)src->ldk + (size_t)k0) * b, (size_t)count * b);
     } else if (type == DT_F32) {
         float *f = dst;
         for (int i = 0; i < count; i++) f[i] = source_value(src, row, k0 + i);
@@ -105,8 +104,10 @@ static enum status check_sources(enum dtype type, const struct weight_src *src, 
         return error_set(ERR_BUG, "gemm_pack: %d sources, expected 1 or 2", sources);
     for (int s = 0; s < sources; s++) {
         if (src[s].n < 1 || src[s].k < 1 || src[s].k != src[0].k || src[s].ldk < src[s].k)
-            return error_set(ERR_BUG, "gemm_pack: source %d is [%d, %d] with row stride %d, the "
-                             "first has k %d", s, src[s].n, src[s].k, src[s].ldk, src[0].k);
+            return error_set(ERR_BUG,
+                             "gemm_pack: source %d is [%d, %d] with row stride %d, the "
+                             "first has k %d",
+                             s, src[s].n, src[s].k, src[s].ldk, src[0].k);
         if (type == DT_E4M3 && src[s].type != DT_E4M3)
             return error_set(ERR_BUG, "gemm_pack: only e4m3 weights can be packed as e4m3");
         if (src[s].type == DT_E4M3 && !src[s].scale)
@@ -115,9 +116,8 @@ static enum status check_sources(enum dtype type, const struct weight_src *src, 
     return OK;
 }
 
-enum status gemm_pack_stack(const struct ukernel *uk, enum dtype type,
-                            const struct weight_src *src, int sources, void *dst,
-                            struct wmat *out)
+enum status gemm_pack_stack(const struct ukernel *uk, enum dtype type, const struct weight_src *src,
+                            int sources, void *dst, struct wmat *out)
 {
     TRY(check_sources(type, src, sources));
     int source_n[2] = {src[0].n, sources > 1 ? src[1].n : 0};
@@ -132,8 +132,11 @@ enum status gemm_pack_stack(const struct ukernel *uk, enum dtype type,
             memcpy(scale, src[s].scale + scale_row, sizeof(float) * (size_t)l.blocks);
             scale += l.blocks;
         }
-    *out = (struct wmat){.type = type, .n = source_n[0] + source_n[1], .k = src[0].k,
-                         .sources = sources, .source_n = {source_n[0], source_n[1]},
+    *out = (struct wmat){.type = type,
+                         .n = source_n[0] + source_n[1],
+                         .k = src[0].k,
+                         .sources = sources,
+                         .source_n = {source_n[0], source_n[1]},
                          .data = dst};
     return OK;
 }

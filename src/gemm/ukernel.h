@@ -23,23 +23,22 @@ struct gemm_tile {
     float *c;             /* [rows][nr] */
     const float *a_scale; /* [rows]; used only when scaled */
     float w_scale;
-    int depth;            /* multiple of GEMM_KALIGN */
-    bool first;           /* c counts as zero */
-    bool scaled;          /* sum the block from zero, then c += sum * a_scale * w_scale */
-    bool stream;          /* b is read once, from memory: prefetch ahead */
+    int depth;   /* multiple of GEMM_KALIGN */
+    bool first;  /* c counts as zero */
+    bool scaled; /* sum the block from zero, then c += sum * a_scale * w_scale */
+    bool stream; /* b is read once, from memory: prefetch ahead */
 };
 
 struct ukernel {
-    int nr;              /* columns of a panel, a multiple of 16 that divides 128 */
-    int mr;              /* most rows of a tile */
-    enum dtype wide;     /* what BF16 and E4M3 operands are multiplied as: DT_BF16 or DT_F32 */
-    int fused_rows;      /* up to so many rows tile() reads E4M3 blocks itself; 0: never */
-    int fused_mr;        /* most rows of such a tile (the tables take registers) */
-    double poll_work;    /* multiply-adds of about 50 us of one thread */
+    int nr;           /* columns of a panel, a multiple of 16 that divides 128 */
+    int mr;           /* most rows of a tile */
+    enum dtype wide;  /* what BF16 and E4M3 operands are multiplied as: DT_BF16 or DT_F32 */
+    int fused_rows;   /* up to so many rows tile() reads E4M3 blocks itself; 0: never */
+    int fused_mr;     /* most rows of such a tile (the tables take registers) */
+    double poll_work; /* multiply-adds of about 50 us of one thread */
 
     /* 16 rows of 16 units, `stride` bytes apart, to dst[u * ldd + row] (ldd in units). */
-    void (*transpose16)(enum dtype type, const void *src, size_t stride, uint32_t *dst,
-                        size_t ldd);
+    void (*transpose16)(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd);
     /* A BF16 or E4M3 block to the compute type, [depth][nr] in that type's units. */
     void (*widen_block)(enum dtype from, const void *block, int depth, void *wide);
     /* n consecutive activations to the compute type (from != compute type). */
@@ -71,7 +70,7 @@ struct gemm_layout {
     int blocks;          /* along k */
     size_t block_bytes;  /* of a full block */
     size_t panel_bytes;
-    size_t scales;       /* offset of the scales; 0 if none */
+    size_t scales; /* offset of the scales; 0 if none */
     size_t bytes;
 };
 struct gemm_layout gemm_layout(const struct ukernel *uk, enum dtype type, const int *source_n,
@@ -88,9 +87,8 @@ static inline int gemm_panel_columns(const struct ukernel *uk, const struct gemm
     return left < uk->nr ? left : uk->nr;
 }
 
-enum status gemm_pack_stack(const struct ukernel *uk, enum dtype type,
-                            const struct weight_src *src, int sources, void *dst,
-                            struct wmat *out);
+enum status gemm_pack_stack(const struct ukernel *uk, enum dtype type, const struct weight_src *src,
+                            int sources, void *dst, struct wmat *out);
 
 /* ---- driver (driver.c) ---- */
 

@@ -242,8 +242,8 @@ enum status disk_dir_open(const char *path, int rank, double lease_s, struct dis
                          strerror(errno));
     make_writer(rank, dir->writer);
     if (disk_lease_write(dir, NULL, 0)) return OK;
-    enum status st = error_set(ERR_INPUT, "kv.disk.dir: cannot write to folder %s: %s", path,
-                               strerror(errno));
+    enum status st =
+        error_set(ERR_INPUT, "kv.disk.dir: cannot write to folder %s: %s", path, strerror(errno));
     close(dir->fd);
     return st;
 }

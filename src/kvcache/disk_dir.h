@@ -25,10 +25,10 @@ enum disk_file {
 };
 
 struct disk_dir {
-    int fd;                        /* of the folder */
-    char writer[DISK_WRITER_MAX];  /* this process's unique name */
+    int fd;                       /* of the folder */
+    char writer[DISK_WRITER_MAX]; /* this process's unique name */
     double lease_s;
-    double clock_offset;           /* file system's clock - this host's */
+    double clock_offset; /* file system's clock - this host's */
 };
 
 /* Makes the folder if need be, and the writer's lease (without segments). */
@@ -41,7 +41,7 @@ double disk_dir_now(const struct disk_dir *dir);
 
 /* Name of this writer's segment `number`, or another suffix for an existing name. */
 void disk_name_make(const struct disk_dir *dir, uint64_t model, uint32_t number,
-                    char out[DISK_NAME_MAX]);                 /* ends in .open */
+                    char out[DISK_NAME_MAX]); /* ends in .open */
 void disk_name_suffix(const char *name, const char *suffix, char out[DISK_NAME_MAX]);
 /* What a name is; its model and writer (which may be NULL). */
 enum disk_file disk_name_parse(const char *name, uint64_t *model, char writer[DISK_WRITER_MAX]);

@@ -59,8 +59,8 @@ void disk_index_rows(struct disk_store *s, uint32_t number, double when)
     for (uint32_t i = 0; i < g->n_rows; i++) {
         const struct disk_row *r = &g->rows[i];
         if (disk_record_at(&s->shape, r->slot + 1) > g->bytes) continue;
-        int32_t page = disk_index_insert(s->index, r->key.hash, r->key.parent, number, r->slot,
-                                         when);
+        int32_t page =
+            disk_index_insert(s->index, r->key.hash, r->key.parent, number, r->slot, when);
         int32_t old = page == -1 ? disk_index_find(s->index, r->key.hash) : -1;
         if (old >= 0) {
             s->segment[disk_index_place(s->index, old)]->live--;

@@ -25,7 +25,7 @@ enum { DISK_BLOCK = 4096, DISK_FORMAT = 1 };
 struct disk_shape {
     struct hash128 fingerprint; /* of model, numerics, kernels: all that decides a page's bits */
     uint32_t page_tokens;
-    uint64_t page_bytes;        /* of all layers */
+    uint64_t page_bytes; /* of all layers */
 };
 
 /* Identity of a page: its own hash, that of the page before it, its number in the prompt. */

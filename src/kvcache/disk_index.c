@@ -25,14 +25,14 @@ static const double patience[CLASSES] = {1, 1.4, 1.8, 2.5};
 
 struct entry {
     struct hash128 hash, parent;
-    double last;            /* time of the last use */
-    int32_t next;           /* in the hash bucket, or in the list of free entries */
-    int32_t older, newer;   /* in the class's list */
-    int32_t n_children;     /* entries that were linked to this one */
-    uint32_t born;          /* number of this insertion */
-    uint32_t linked;        /* `born` of the parent that counts this entry; 0: none */
+    double last;          /* time of the last use */
+    int32_t next;         /* in the hash bucket, or in the list of free entries */
+    int32_t older, newer; /* in the class's list */
+    int32_t n_children;   /* entries that were linked to this one */
+    uint32_t born;        /* number of this insertion */
+    uint32_t linked;      /* `born` of the parent that counts this entry; 0: none */
     uint32_t place, slot;
-    int32_t class;          /* turns of its conversation so far, at most CLASSES - 1; NONE: free */
+    int32_t class; /* turns of its conversation so far, at most CLASSES - 1; NONE: free */
 };
 
 struct list {
@@ -208,8 +208,12 @@ int32_t disk_index_insert(struct disk_index *ix, struct hash128 hash, struct has
         at = (int32_t)ix->slots++;
     }
     struct entry *e = &ix->entry[at];
-    *e = (struct entry){.hash = hash, .parent = parent, .last = now, .born = ++ix->born,
-                        .place = place, .slot = slot};
+    *e = (struct entry){.hash = hash,
+                        .parent = parent,
+                        .last = now,
+                        .born = ++ix->born,
+                        .place = place,
+                        .slot = slot};
     e->next = *bucket_of(ix, hash);
     *bucket_of(ix, hash) = at;
     int32_t before = disk_index_find(ix, parent);

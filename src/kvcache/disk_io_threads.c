@@ -135,8 +135,7 @@ static struct disk_io_request *threads_wait(struct disk_io *io, long timeout_us)
     until.tv_nsec %= 1000000000;
     pthread_mutex_lock(&io->mutex);
     struct disk_io_request *r = list_take(&io->done);
-    while (!r && timeout_us > 0 &&
-           pthread_cond_timedwait(&io->done_cond, &io->mutex, &until) == 0)
+    while (!r && timeout_us > 0 && pthread_cond_timedwait(&io->done_cond, &io->mutex, &until) == 0)
         r = list_take(&io->done);
     pthread_mutex_unlock(&io->mutex);
     return r;

@@ -328,8 +328,8 @@ static bool publish(struct disk_store *s, struct disk_segment *g)
     disk_name_suffix(g->name, ".seg", sealed);
     if (!take_lock(s)) return false;
     uint64_t dying = look_at_folder(s);
-    bool ok = disk_make_room(s, g->bytes, dying) &&
-              renameat(s->dir.fd, g->name, s->dir.fd, sealed) == 0;
+    bool ok =
+        disk_make_room(s, g->bytes, dying) && renameat(s->dir.fd, g->name, s->dir.fd, sealed) == 0;
     disk_lock_drop(&s->dir);
     pthread_mutex_lock(&s->mutex);
     if (ok) memcpy(g->name, sealed, sizeof sealed);

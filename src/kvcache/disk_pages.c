@@ -50,7 +50,9 @@ static void take_out(struct disk_jobs *q, struct disk_job *j)
 
 static void submit(struct disk_store *s, struct disk_job *j, int fd)
 {
-    j->io = (struct disk_io_request){.fd = fd, .write = j->write, .buffer = j->buffer,
+    j->io = (struct disk_io_request){.fd = fd,
+                                     .write = j->write,
+                                     .buffer = j->buffer,
                                      .bytes = s->stride,
                                      .offset = disk_record_at(&s->shape, j->slot)};
     put(&s->flying, j);
@@ -104,7 +106,8 @@ static bool ready_to_read(struct disk_store *s, struct disk_segment *g)
     if (ok && fd >= 0 && lease) (void)utimensat(s->dir.fd, name, NULL, 0);
     pthread_mutex_lock(&s->mutex);
     if (fd < 0) return false;
-    if (had >= 0 && g->flying == 1) close(had);
+    if (had >= 0 && g->flying == 1)
+        close(had);
     else if (had >= 0) {
         close(fd); /* others still read through the old one */
         fd = had;

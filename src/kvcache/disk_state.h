@@ -19,23 +19,23 @@
 enum { DISK_EVENTS = 1024 };
 
 struct disk_segment {
-    char name[DISK_NAME_MAX];  /* as it was when last seen */
-    bool open;                 /* this store is filling or sealing it */
-    bool foreign;              /* another model's: only its size and age count */
-    bool gone;                 /* no longer in the folder */
-    uint64_t id;               /* hash of the name without suffix */
-    uint64_t bytes;            /* of the file, sealed */
-    double modified;           /* s, file system's clock; by anybody */
-    double touched;            /* s, when this store last touched it */
-    uint64_t seen;             /* number of the last look at the folder that met it */
-    uint32_t live;             /* pages in the index */
-    uint32_t slots;            /* records given out */
-    uint32_t n_rows;           /* of rows */
-    struct disk_row *rows;     /* [capacity, or as many as there are]; owned */
-    int fd;                    /* -1: not open */
-    uint32_t flying;           /* reads and writes under way */
-    double leased_until;       /* s; 0: not leased */
-    double used;               /* s, last read, for closing files */
+    char name[DISK_NAME_MAX]; /* as it was when last seen */
+    bool open;                /* this store is filling or sealing it */
+    bool foreign;             /* another model's: only its size and age count */
+    bool gone;                /* no longer in the folder */
+    uint64_t id;              /* hash of the name without suffix */
+    uint64_t bytes;           /* of the file, sealed */
+    double modified;          /* s, file system's clock; by anybody */
+    double touched;           /* s, when this store last touched it */
+    uint64_t seen;            /* number of the last look at the folder that met it */
+    uint32_t live;            /* pages in the index */
+    uint32_t slots;           /* records given out */
+    uint32_t n_rows;          /* of rows */
+    struct disk_row *rows;    /* [capacity, or as many as there are]; owned */
+    int fd;                   /* -1: not open */
+    uint32_t flying;          /* reads and writes under way */
+    double leased_until;      /* s; 0: not leased */
+    double used;              /* s, last read, for closing files */
 };
 
 struct disk_job {
@@ -61,7 +61,7 @@ struct disk_store {
     struct disk_store_config c;
     struct disk_shape shape;
     size_t stride;
-    uint32_t segment_slots;     /* of a full segment */
+    uint32_t segment_slots; /* of a full segment */
     struct disk_dir dir;
     struct disk_io *io;
     const struct disk_io_backend *backend;
@@ -76,27 +76,27 @@ struct disk_store {
     struct disk_index *index;
     struct disk_segment **segment; /* [n_segments], NULL: free number */
     uint32_t n_segments, cap_segments;
-    uint32_t next_number;       /* of this writer's next segment */
-    int32_t open_segment;       /* being filled, -1: none */
-    int32_t sealing;            /* full, being sealed, -1: none */
-    double open_since;          /* s */
-    bool seal_wanted;           /* even if it is not full */
-    bool moved_last;            /* pages were moved although the store is closing: not again */
-    bool broken;                /* writing has failed: no more */
+    uint32_t next_number; /* of this writer's next segment */
+    int32_t open_segment; /* being filled, -1: none */
+    int32_t sealing;      /* full, being sealed, -1: none */
+    double open_since;    /* s */
+    bool seal_wanted;     /* even if it is not full */
+    bool moved_last;      /* pages were moved although the store is closing: not again */
+    bool broken;          /* writing has failed: no more */
 
     struct disk_jobs reads, writes, flying;
-    char *buffers;              /* [n_buffers][stride]; owned */
-    char **free_buffer;         /* [n_free] */
+    char *buffers;      /* [n_buffers][stride]; owned */
+    char **free_buffer; /* [n_free] */
     uint32_t n_buffers, n_free, write_limit;
-    uint32_t write_buffers;     /* of them, writes under way */
+    uint32_t write_buffers; /* of them, writes under way */
 
     uint64_t looks, looks_wanted; /* at the folder: done, asked for */
     double next_scan, next_renew;
     bool lease_changed;
 
-    struct disk_event *event;   /* [cap_events] ring */
+    struct disk_event *event; /* [cap_events] ring */
     uint32_t event_first, n_events, cap_events;
-    uint32_t events_waiting;    /* n_events, read without the mutex (atomic) */
+    uint32_t events_waiting; /* n_events, read without the mutex (atomic) */
 
     struct disk_stats stats;
 };

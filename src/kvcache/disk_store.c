@@ -248,8 +248,8 @@ bool disk_store_write(struct disk_store *s, const struct disk_page *page)
 {
     pthread_mutex_lock(&s->mutex);
     bool ok = !has(s, page->key.hash);
-    if (ok && (s->broken || s->writes.n >= s->write_limit ||
-               !queue_job(s, &s->writes, page, true))) {
+    if (ok &&
+        (s->broken || s->writes.n >= s->write_limit || !queue_job(s, &s->writes, page, true))) {
         s->stats.dropped_pages++;
         ok = false;
     }
@@ -318,7 +318,8 @@ static enum status choose_sizes(struct disk_store *s)
     if (s->c.bytes < 2 * least)
         return error_set(ERR_INPUT,
                          "kv.disk.bytes: found %.0f, but a segment of one page takes %llu bytes: "
-                         "use at least %llu", (double)s->c.bytes, (unsigned long long)least,
+                         "use at least %llu",
+                         (double)s->c.bytes, (unsigned long long)least,
                          (unsigned long long)(2 * least));
     uint64_t bytes = s->c.segment_bytes;
     if (bytes == 0) {

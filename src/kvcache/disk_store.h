@@ -39,10 +39,10 @@ struct disk_store_config {
     uint64_t bytes;         /* bound of the sealed segments */
     uint64_t segment_bytes; /* of a full segment; 0: the store's choice */
     struct disk_shape shape;
-    int rank;               /* for names alone */
-    const char *io;         /* back-end, see disk_io_open; NULL: the best */
-    double lease_s;         /* a lease this old has expired; 0: 60 */
-    double scan_s;          /* between looks at the folder; 0: 5 */
+    int rank;       /* for names alone */
+    const char *io; /* back-end, see disk_io_open; NULL: the best */
+    double lease_s; /* a lease this old has expired; 0: 60 */
+    double scan_s;  /* between looks at the folder; 0: 5 */
     /* Called by the store's thread: bytes [at, at + bytes) of a page between the caller's memory
      * and the store's. A page that fails its check in the end may have been scattered. */
     void (*gather)(void *arg, int32_t page, size_t at, size_t bytes, char *out);
@@ -59,9 +59,9 @@ struct disk_page {
 };
 
 enum disk_event_kind {
-    DISK_EVENT_READ,  /* the page is there */
-    DISK_EVENT_MISS,  /* it could not be read, or was not what was asked for */
-    DISK_EVENT_TAKEN  /* a page to be written has been copied: its memory is free again */
+    DISK_EVENT_READ, /* the page is there */
+    DISK_EVENT_MISS, /* it could not be read, or was not what was asked for */
+    DISK_EVENT_TAKEN /* a page to be written has been copied: its memory is free again */
 };
 
 struct disk_event {
@@ -71,19 +71,19 @@ struct disk_event {
 };
 
 struct disk_stats {
-    uint64_t pages, segments;   /* in the index now */
-    uint64_t found_at_start;    /* pages */
-    uint64_t folder_bytes;      /* of sealed segments, all models */
+    uint64_t pages, segments; /* in the index now */
+    uint64_t found_at_start;  /* pages */
+    uint64_t folder_bytes;    /* of sealed segments, all models */
     uint64_t read_pages, read_bytes;
-    uint64_t missed_pages;      /* were in the index, but could not be read */
-    uint64_t bad_pages;         /* of these: read, but not as they were written */
+    uint64_t missed_pages; /* were in the index, but could not be read */
+    uint64_t bad_pages;    /* of these: read, but not as they were written */
     uint64_t written_pages, written_bytes;
-    uint64_t dropped_pages;     /* not kept: the writer behind, the disk full, or all else leased */
+    uint64_t dropped_pages; /* not kept: the writer behind, the disk full, or all else leased */
     uint64_t evicted_pages, evicted_segments, adopted_segments;
-    uint64_t moved_pages;       /* of evicted segments, too young to go: written again */
-    const char *io;             /* back-end */
-    bool direct;                /* with O_DIRECT */
-    unsigned depth;             /* reads and writes at once */
+    uint64_t moved_pages; /* of evicted segments, too young to go: written again */
+    const char *io;       /* back-end */
+    bool direct;          /* with O_DIRECT */
+    unsigned depth;       /* reads and writes at once */
 };
 
 struct disk_store;

@@ -16,12 +16,12 @@ enum { NONE = -1 };
 
 struct prefix_entry {
     struct hash128 hash;
-    int32_t parent;     /* page of the page before, NONE for a first page */
+    int32_t parent; /* page of the page before, NONE for a first page */
     int32_t n_children;
     int32_t kept_children; /* scratch of prefix_index_evictable, 0 outside it */
-    int32_t next;       /* in the hash bucket */
+    int32_t next;          /* in the hash bucket */
     int32_t older, newer;
-    bool held;          /* this page is in the index */
+    bool held; /* this page is in the index */
 };
 
 static uint32_t bucket_count(uint32_t pages)
@@ -37,8 +37,7 @@ size_t prefix_index_bytes(uint32_t pages, uint32_t page_tokens)
            bucket_count(pages) * sizeof(int32_t);
 }
 
-enum status prefix_index_init(struct prefix_index *ix, struct page_pool *pool,
-                              uint32_t page_tokens)
+enum status prefix_index_init(struct prefix_index *ix, struct page_pool *pool, uint32_t page_tokens)
 {
     memset(ix, 0, sizeof *ix);
     if (page_tokens < 1) return error_set(ERR_BUG, "prefix index: pages of 0 tokens");
@@ -160,8 +159,8 @@ static void enter_page(struct prefix_index *ix, struct hash128 hash, int32_t par
                        const int32_t *tokens, int32_t page)
 {
     int32_t *bucket = bucket_of(ix, hash);
-    ix->entries[page] = (struct prefix_entry){.hash = hash, .parent = parent, .next = *bucket,
-                                              .held = true};
+    ix->entries[page] =
+        (struct prefix_entry){.hash = hash, .parent = parent, .next = *bucket, .held = true};
     *bucket = page;
     memcpy(page_tokens_of(ix, page), tokens, ix->page_tokens * sizeof *tokens);
     if (parent != NONE) ix->entries[parent].n_children++;
@@ -240,8 +239,10 @@ uint32_t prefix_index_evictable(const struct prefix_index *ix)
     for (int32_t page = ix->lru_oldest; page != NONE; page = ix->entries[page].newer) {
         struct prefix_entry *e = &ix->entries[page];
         bool stays = ix->pool->refs[page] > 1 || e->kept_children > 0;
-        if (!stays) evictable++;
-        else if (e->parent != NONE) ix->entries[e->parent].kept_children++;
+        if (!stays)
+            evictable++;
+        else if (e->parent != NONE)
+            ix->entries[e->parent].kept_children++;
         e->kept_children = 0;
     }
     return evictable;

@@ -31,9 +31,9 @@ struct prefix_entry; /* prefix_index.c */
 struct prefix_index {
     struct page_pool *pool; /* borrowed */
     uint32_t page_tokens;
-    uint32_t n_entries;     /* pages held */
-    uint64_t hit_tokens;    /* of lookups: found */
-    uint64_t miss_tokens;   /* of lookups: to be computed */
+    uint32_t n_entries;   /* pages held */
+    uint64_t hit_tokens;  /* of lookups: found */
+    uint64_t miss_tokens; /* of lookups: to be computed */
     uint64_t evicted_pages;
     struct prefix_entry *entries; /* [pool->pages], by page number; owned */
     int32_t *tokens;              /* [pool->pages, page_tokens]; owned */

@@ -13,21 +13,21 @@
 enum { NONE = -1, ROOT = 0, FIRST_NODES = 256, FIRST_REQUESTS = 64 };
 
 struct order_node {
-    uint64_t key;                 /* of the page and all before it */
-    int64_t born;                 /* place in the file of the request it was made for */
-    int32_t parent, next;         /* next in the bucket, or of the free nodes */
-    int32_t oldest, newest;       /* children */
-    int32_t older, newer;         /* siblings */
-    int32_t first, last;          /* requests that end here */
-    int32_t pending;              /* requests that wait here and below */
-    int32_t serving;              /* lanes here and below */
+    uint64_t key;           /* of the page and all before it */
+    int64_t born;           /* place in the file of the request it was made for */
+    int32_t parent, next;   /* next in the bucket, or of the free nodes */
+    int32_t oldest, newest; /* children */
+    int32_t older, newer;   /* siblings */
+    int32_t first, last;    /* requests that end here */
+    int32_t pending;        /* requests that wait here and below */
+    int32_t serving;        /* lanes here and below */
 };
 
 struct order_request {
-    int64_t index, place;         /* as pushed; pushes before it */
+    int64_t index, place; /* as pushed; pushes before it */
     int32_t node, pages;
-    int32_t next;                 /* at the same node, or of the free requests */
-    int32_t older, newer;         /* of all that wait */
+    int32_t next;         /* at the same node, or of the free requests */
+    int32_t older, newer; /* of all that wait */
 };
 
 struct prefix_order {
@@ -36,12 +36,12 @@ struct prefix_order {
     int32_t waiting, pages;
     struct order_node *node;
     int32_t nodes, free_node, used_nodes;
-    int32_t *bucket;              /* [n_buckets] */
-    uint32_t n_buckets;           /* a power of two, at least `nodes` */
+    int32_t *bucket;    /* [n_buckets] */
+    uint32_t n_buckets; /* a power of two, at least `nodes` */
     struct order_request *request;
     int32_t requests, free_request;
-    int32_t oldest, newest;       /* that wait */
-    int32_t *stands;              /* [lanes + 1] node of each lane, then of the last request */
+    int32_t oldest, newest; /* that wait */
+    int32_t *stands;        /* [lanes + 1] node of each lane, then of the last request */
 };
 
 /* ---- memory --------------------------------------------------------------------------------- */
@@ -94,8 +94,7 @@ static enum status grow_requests(struct prefix_order *o)
     return OK;
 }
 
-enum status prefix_order_create(const struct prefix_order_limits *limits,
-                                struct prefix_order **out)
+enum status prefix_order_create(const struct prefix_order_limits *limits, struct prefix_order **out)
 {
     if (limits->window < 1 || limits->max_pages < 1 || limits->lanes < 1 ||
         limits->delay < limits->window || limits->window > 1 << 28)
@@ -114,9 +113,14 @@ enum status prefix_order_create(const struct prefix_order_limits *limits,
     }
     o->free_node = o->node[ROOT].next;
     o->used_nodes = 1;
-    o->node[ROOT] = (struct order_node){.parent = NONE, .next = NONE, .oldest = NONE,
-                                        .newest = NONE, .older = NONE, .newer = NONE,
-                                        .first = NONE, .last = NONE,
+    o->node[ROOT] = (struct order_node){.parent = NONE,
+                                        .next = NONE,
+                                        .oldest = NONE,
+                                        .newest = NONE,
+                                        .older = NONE,
+                                        .newer = NONE,
+                                        .first = NONE,
+                                        .last = NONE,
                                         .serving = limits->lanes + 1};
     *out = o;
     return OK;
@@ -148,8 +152,14 @@ static enum status add_child(struct prefix_order *o, int32_t parent, uint64_t ke
     struct order_node *n = &o->node[i], *p = &o->node[parent];
     o->free_node = n->next;
     o->used_nodes++;
-    *n = (struct order_node){.key = key, .born = o->pushed, .parent = parent, .oldest = NONE,
-                             .newest = NONE, .older = p->newest, .newer = NONE, .first = NONE,
+    *n = (struct order_node){.key = key,
+                             .born = o->pushed,
+                             .parent = parent,
+                             .oldest = NONE,
+                             .newest = NONE,
+                             .older = p->newest,
+                             .newer = NONE,
+                             .first = NONE,
                              .last = NONE};
     *(p->newest == NONE ? &p->oldest : &o->node[p->newest].newer) = i;
     p->newest = i;
@@ -232,8 +242,8 @@ enum status prefix_order_push(struct prefix_order *o, int64_t index, const struc
     }
     int32_t i = o->free_request;
     o->free_request = o->request[i].next;
-    o->request[i] = (struct order_request){.index = index, .place = o->pushed++, .node = node,
-                                           .pages = pages, .next = NONE};
+    o->request[i] = (struct order_request){
+        .index = index, .place = o->pushed++, .node = node, .pages = pages, .next = NONE};
     queue_request(o, i, node);
     return OK;
 }

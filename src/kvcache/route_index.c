@@ -65,8 +65,8 @@ void route_index_note_prompt(struct route_index *ix, const int32_t *tokens, uint
     }
 }
 
-int route_index_match(const struct route_index *ix, const int32_t *tokens, uint32_t n,
-                      int n_ranks, uint32_t *cached)
+int route_index_match(const struct route_index *ix, const int32_t *tokens, uint32_t n, int n_ranks,
+                      uint32_t *cached)
 {
     memset(cached, 0, (size_t)n_ranks * sizeof *cached);
     struct hash128 hash = PAGE_HASH_ROOT;

@@ -31,7 +31,7 @@ void route_index_note_prompt(struct route_index *ix, const int32_t *tokens, uint
 
 /* cached: [n_ranks] out, tokens that each rank is thought to hold from the start of the prompt,
  * whole pages, at most n - 1. Returns the rank with most (the lowest such), -1 if none has any. */
-int route_index_match(const struct route_index *ix, const int32_t *tokens, uint32_t n,
-                      int n_ranks, uint32_t *cached);
+int route_index_match(const struct route_index *ix, const int32_t *tokens, uint32_t n, int n_ranks,
+                      uint32_t *cached);
 
 #endif

@@ -24,8 +24,7 @@ void model_project(struct model *m, struct microbatch *b, int layer)
     } else {
         for (int i = 0; i < rows; i++)
             memcpy(m->s_q + (size_t)i * (size_t)(c->heads * q_dim),
-                   m->s_in + (size_t)i * (size_t)in_n,
-                   sizeof(float) * (size_t)(c->heads * q_dim));
+                   m->s_in + (size_t)i * (size_t)in_n, sizeof(float) * (size_t)(c->heads * q_dim));
     }
     k->rmsnorm(m->lane, rows, c->kv_lora, kv, in_n, lw->kv_a_norm, (float)MODEL_LORA_NORM_EPS, kv,
                in_n);
@@ -33,8 +32,8 @@ void model_project(struct model *m, struct microbatch *b, int layer)
             b->pos, m->rope, c->rope.interleave);
     k->rope(m->lane, rows, 1, c->dim_rope, kv + c->kv_lora, in_n, c->dim_rope, b->pos, m->rope,
             c->rope.interleave);
-    k->kv_write(m->lane, m->kv_type, rows, c->kv_lora, c->dim_rope, kv, in_n, kv + c->kv_lora,
-                in_n, b->pos, b->pages, m->page_tokens, model_cache_layer(m, layer));
+    k->kv_write(m->lane, m->kv_type, rows, c->kv_lora, c->dim_rope, kv, in_n, kv + c->kv_lora, in_n,
+                b->pos, b->pages, m->page_tokens, model_cache_layer(m, layer));
 }
 
 void model_project_out(struct model *m, struct microbatch *b, int layer)
@@ -82,8 +81,12 @@ static void expand_context(struct model *m, int layer, int n)
 {
     const struct model_config *c = m->cfg;
     const struct wmat *w = &m->w->layer[layer].kv_b;
-    struct amat a = {.type = model_act_type(m, w), .k = c->kv_lora, .data = m->s_ctx_act,
-                     .ld = c->kv_lora, .scale = m->s_ctx_scale, .lds = fp8_blocks(c->kv_lora)};
+    struct amat a = {.type = model_act_type(m, w),
+                     .k = c->kv_lora,
+                     .data = m->s_ctx_act,
+                     .ld = c->kv_lora,
+                     .scale = m->s_ctx_scale,
+                     .lds = fp8_blocks(c->kv_lora)};
     if (a.type == DT_F32)
         a.data = m->s_ctx;
     else

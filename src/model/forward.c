@@ -35,9 +35,7 @@ static enum status forward_compute(void *ctx, const struct op *op)
     case STAGE_MLP: return run_experts(f, op);
     case STAGE_SHARED: model_shared(m, b, op->layer); return OK;
     case STAGE_DENSE_MLP: model_dense(m, b, op->layer); return OK;
-    case STAGE_HEAD:
-        model_finish_layer(m, b);
-        return f->head ? f->head(f->hook_arg, op->mb) : OK;
+    case STAGE_HEAD: model_finish_layer(m, b); return f->head ? f->head(f->hook_arg, op->mb) : OK;
     default: return error_set(ERR_BUG, "stage %s on the compute lane", stage_name(op->stage));
     }
 }
@@ -57,8 +55,8 @@ static enum status forward_begin(void *ctx, const struct op *op)
     struct microbatch *b = &m->mb[op->mb];
     if (op->stage == STAGE_DISPATCH) {
         int layer = moe_layer(m->cfg, op->layer);
-        return ep_dispatch_begin(m->ep, op->mb, layer, f->decode ? EP_LOW_LATENCY : EP_NORMAL,
-                                 b->m, &b->payload, b->ids, b->gate_weight);
+        return ep_dispatch_begin(m->ep, op->mb, layer, f->decode ? EP_LOW_LATENCY : EP_NORMAL, b->m,
+                                 &b->payload, b->ids, b->gate_weight);
     }
     return ep_combine_begin(m->ep, op->mb, DT_F32, b->expert_out, m->cfg->hidden);
 }
@@ -85,9 +83,8 @@ static void choose_slots(void *arg, int layer, int rank, int rows, int topk, con
 void forward_init(struct forward *f, struct model *m, struct replica_table *replica,
                   double (*now)(void *arg), void *arg)
 {
-    static const struct stage_ops table = {.compute = forward_compute,
-                                           .comm_begin = forward_begin,
-                                           .comm_finish = forward_finish};
+    static const struct stage_ops table = {
+        .compute = forward_compute, .comm_begin = forward_begin, .comm_finish = forward_finish};
     memset(f, 0, sizeof *f);
     f->m = m;
     f->replica = replica;

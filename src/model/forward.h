@@ -14,16 +14,16 @@
 
 struct forward {
     struct model *m;
-    bool decode;                      /* absorbed attention and low-latency all-to-all */
-    struct replica_table *replica;    /* [MoE layers] which slot takes a token; borrowed */
+    bool decode;                   /* absorbed attention and low-latency all-to-all */
+    struct replica_table *replica; /* [MoE layers] which slot takes a token; borrowed */
     /* KV of `layer` is written for all rows of the micro-batch. May be NULL. */
     enum status (*layer_done)(void *arg, int mb, int layer);
     /* The residual of micro-batch mb is final: logits and sampling. */
     enum status (*head)(void *arg, int mb);
     void *hook_arg;
-    enum status (*check)(void);       /* asked before every op: a failure ends the step; or NULL */
+    enum status (*check)(void); /* asked before every op: a failure ends the step; or NULL */
     struct runner runner;
-    int rounds;                       /* most receive rounds of an operation in this step */
+    int rounds; /* most receive rounds of an operation in this step */
 };
 
 /* replica: [MoE layers]; m->ep has the placement of as many layers. now(arg): clock for times and traces. */

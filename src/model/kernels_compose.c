@@ -11,8 +11,10 @@ enum status kernels_choose_isa(int wanted, int *isa)
     if (wanted == ISA_AMX)
         return error_set(ERR_RESOURCE, "isa: amx has no kernels in this build: use avx512_bf16");
     if (wanted >= 0 && !isa_supported((enum isa)wanted, &why))
-        return error_set(ERR_RESOURCE, "isa: %s needs the instruction set %s, which this host "
-                         "does not have: use isa: auto", isa_name((enum isa)wanted), why);
+        return error_set(ERR_RESOURCE,
+                         "isa: %s needs the instruction set %s, which this host "
+                         "does not have: use isa: auto",
+                         isa_name((enum isa)wanted), why);
     while (!isa_supported((enum isa)best, &why)) best--;
     *isa = wanted >= 0 ? wanted : best;
     return OK;

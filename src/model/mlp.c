@@ -132,8 +132,8 @@ const float *model_logits(struct model *m, struct microbatch *b, const int32_t *
     for (int i = 0; i < n; i++)
         memcpy(m->s_norm + (size_t)i * hidden, b->h + (size_t)rows[i] * hidden,
                hidden * sizeof(float));
-    m->k->rmsnorm(m->lane, n, c->hidden, m->s_norm, c->hidden, m->w->final_norm,
-                  (float)c->rms_eps, m->s_norm, c->hidden);
+    m->k->rmsnorm(m->lane, n, c->hidden, m->s_norm, c->hidden, m->w->final_norm, (float)c->rms_eps,
+                  m->s_norm, c->hidden);
     model_linear(m, n, m->s_norm, c->hidden, &m->w->head, m->s_logits, c->vocab);
     return m->s_logits;
 }

@@ -35,28 +35,28 @@ struct segment {
 };
 
 struct microbatch {
-    int m;                        /* rows of this step */
-    int32_t *tokens, *pos, *len;  /* [max_rows]; len = pos + 1 */
-    const int32_t **pages;        /* [max_rows] page table of each row's sequence */
-    struct segment *segment;      /* [max_rows] prefill only */
+    int m;                       /* rows of this step */
+    int32_t *tokens, *pos, *len; /* [max_rows]; len = pos + 1 */
+    const int32_t **pages;       /* [max_rows] page table of each row's sequence */
+    struct segment *segment;     /* [max_rows] prefill only */
     int segments;
-    float *h;                     /* [m, hidden] residual stream, FP32 */
-    bool pending;                 /* moe + shared are not yet added to h */
-    struct amat payload;          /* [m, hidden] MLP input in the payload type */
-    float *mlp_in;                /* [m, hidden] the same in FP32 (dense layers, gate) */
-    int32_t *ids;                 /* [m, topk] */
-    float *gate_weight;           /* [m, topk] */
-    float *moe, *shared;          /* [m, hidden] */
-    float *q;                     /* decode: [m, heads, kv_lora + rope] absorbed, between ATTN_0
+    float *h;            /* [m, hidden] residual stream, FP32 */
+    bool pending;        /* moe + shared are not yet added to h */
+    struct amat payload; /* [m, hidden] MLP input in the payload type */
+    float *mlp_in;       /* [m, hidden] the same in FP32 (dense layers, gate) */
+    int32_t *ids;        /* [m, topk] */
+    float *gate_weight;  /* [m, topk] */
+    float *moe, *shared; /* [m, hidden] */
+    float *q;            /* decode: [m, heads, kv_lora + rope] absorbed, between ATTN_0
                                    * and ATTN_1 */
-    struct ep_recv recv;          /* between DISPATCH and COMBINE */
-    float *expert_out;            /* [recv.total, hidden] routed experts' rows, until COMBINE */
-    int expert_out_rows;          /* capacity; grows with the largest receive */
+    struct ep_recv recv; /* between DISPATCH and COMBINE */
+    float *expert_out;   /* [recv.total, hidden] routed experts' rows, until COMBINE */
+    int expert_out_rows; /* capacity; grows with the largest receive */
 };
 
 struct model_limits {
-    int max_rows;     /* rows of one micro-batch */
-    int max_context;  /* positions of the longest sequence */
+    int max_rows;         /* rows of one micro-batch */
+    int max_context;      /* positions of the longest sequence */
     bool prefill, decode; /* which steps this rank runs */
 };
 
@@ -67,36 +67,36 @@ struct model {
     struct lane *lane;
     struct ep_group *ep;
     enum dtype kv_type, dispatch_type, combine_type;
-    struct gate_params gate;       /* bias set per layer */
+    struct gate_params gate; /* bias set per layer */
     float softmax_scale;
-    float *rope;                   /* [max_context][rope/2][2] */
+    float *rope; /* [max_context][rope/2][2] */
     struct model_limits limits;
-    int kv_row;                    /* elements of a cache row: kv_lora + rope */
+    int kv_row; /* elements of a cache row: kv_lora + rope */
     int page_tokens, pages;
-    char *cache;                   /* KV pool [layers][pages][page_tokens][kv_row], borrowed */
+    char *cache; /* KV pool [layers][pages][page_tokens][kv_row], borrowed */
     struct microbatch mb[MODEL_MICROBATCHES];
     /* scratch of one stage */
-    float *s_norm;                 /* [rows, hidden] */
-    char *s_act;                   /* activations in GEMM type */
+    float *s_norm; /* [rows, hidden] */
+    char *s_act;   /* activations in GEMM type */
     float *s_act_scale;
-    float *s_in;                   /* [rows, q_in.n] */
-    float *s_q;                    /* [rows, heads * (nope + rope)] */
-    float *s_attn;                 /* [rows, heads * v] */
-    float *s_latent;               /* decode: [rows, heads * kv_lora] */
+    float *s_in;     /* [rows, q_in.n] */
+    float *s_q;      /* [rows, heads * (nope + rope)] */
+    float *s_attn;   /* [rows, heads * v] */
+    float *s_latent; /* decode: [rows, heads * kv_lora] */
     /* prefill: one sequence's whole context; grows to the longest one seen */
     int ctx_rows;
-    float *s_ctx;                  /* [context, kv_lora] */
-    char *s_ctx_act;               /* the same in the type of kv_b's GEMM, with scales */
+    float *s_ctx;    /* [context, kv_lora] */
+    char *s_ctx_act; /* the same in the type of kv_b's GEMM, with scales */
     float *s_ctx_scale;
-    float *s_kv;                   /* [context, heads * (nope + v)] */
-    char *s_k, *s_v, *s_kr;        /* keys, values, rope keys in kv_type */
-    float *s_logits;               /* [logit_rows, vocab] */
+    float *s_kv;            /* [context, heads * (nope + v)] */
+    char *s_k, *s_v, *s_kr; /* keys, values, rope keys in kv_type */
+    float *s_logits;        /* [logit_rows, vocab] */
     int logit_rows;
-    void *s_ffn;                   /* moe_ffn scratch */
-    size_t s_ffn_bytes;            /* grows with the largest receive */
-    int64_t expert_rows;           /* rows through the routed experts since the start */
-    int64_t *expert_load;          /* [layers][experts] rows routed by this rank's gate */
-    double attn_work;              /* (query, key) pairs since the start */
+    void *s_ffn;          /* moe_ffn scratch */
+    size_t s_ffn_bytes;   /* grows with the largest receive */
+    int64_t expert_rows;  /* rows through the routed experts since the start */
+    int64_t *expert_load; /* [layers][experts] rows routed by this rank's gate */
+    double attn_work;     /* (query, key) pairs since the start */
 };
 
 /* Types that follow from numerics and the weights (design.md §4). */

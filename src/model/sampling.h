@@ -15,7 +15,7 @@ struct sampling_params {
     uint64_t seed;
 };
 
-struct sampler; /* scratch for a vocabulary */
+struct sampler;                            /* scratch for a vocabulary */
 struct sampler *sampler_create(int vocab); /* NULL: no memory */
 void sampler_free(struct sampler *s);
 

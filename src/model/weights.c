@@ -15,8 +15,8 @@ struct weight_item {
     enum dtype type;
     int layer, sources;
     enum tensor_role role[2];
-    struct wmat *mat;  /* ITEM_MATRIX: 1; ITEM_ABSORB_*: [heads] */
-    float **vec;       /* ITEM_VECTOR */
+    struct wmat *mat; /* ITEM_MATRIX: 1; ITEM_ABSORB_*: [heads] */
+    float **vec;      /* ITEM_VECTOR */
     size_t offset, bytes, each_bytes;
 };
 
@@ -84,8 +84,8 @@ static enum status source_open(const struct weights *w, enum tensor_role role, i
 /* ---- the list ------------------------------------------------------------------------------- */
 
 /* n, k and whether it is FP8, for planning. */
-static enum status role_shape(const struct weights *w, enum tensor_role role, int layer,
-                              int expert, int *n, int *k, bool *fp8)
+static enum status role_shape(const struct weights *w, enum tensor_role role, int layer, int expert,
+                              int *n, int *k, bool *fp8)
 {
     struct checkpoint_weight cw;
     TRY(checkpoint_weight(w->ck, role, layer, expert, &cw));
@@ -126,8 +126,7 @@ static enum status add_vector(struct weights *w, enum tensor_role role, int laye
 
 /* Shape and packed size of one or two stacked tensors; type chosen unless forced (>= 0). */
 static enum status stack_shape(struct weights *w, int sources, const enum tensor_role *role,
-                               int layer, int expert, int forced, struct wmat *mat,
-                               size_t *bytes)
+                               int layer, int expert, int forced, struct wmat *mat, size_t *bytes)
 {
     bool all_fp8 = true;
     memset(mat, 0, sizeof *mat);
@@ -173,8 +172,7 @@ static enum status add_absorbed(struct weights *w, enum item_kind kind, int laye
     it->mat = *mats;
     it->each_bytes = align_up(w->k->gemm_packed_bytes(type, &n, 1, k));
     for (int h = 0; h < heads; h++)
-        (*mats)[h] =
-            (struct wmat){.type = type, .n = n, .k = k, .sources = 1, .source_n = {n, 0}};
+        (*mats)[h] = (struct wmat){.type = type, .n = n, .k = k, .sources = 1, .source_n = {n, 0}};
     item_place(w, it, it->each_bytes * (size_t)heads);
     w->absorbed_bytes += it->bytes;
     return OK;
@@ -235,8 +233,7 @@ static enum status plan_layer(struct weights *w, int l)
         return add_matrix(w, l, 1, ROLE_DENSE_DOWN, ROLE_DENSE_DOWN, -1, &lw->mlp_down);
     }
     TRY(add_matrix(w, l, 1, ROLE_GATE, ROLE_GATE, DT_F32, &lw->gate));
-    if (c->gate == MODEL_GATE_SIGMOID_NOAUX)
-        TRY(add_vector(w, ROLE_GATE_BIAS, l, &lw->gate_bias));
+    if (c->gate == MODEL_GATE_SIGMOID_NOAUX) TRY(add_vector(w, ROLE_GATE_BIAS, l, &lw->gate_bias));
     if (c->shared_experts) {
         TRY(add_matrix(w, l, 2, ROLE_SHARED_GATE, ROLE_SHARED_UP, -1, &lw->mlp_up));
         TRY(add_matrix(w, l, 1, ROLE_SHARED_DOWN, ROLE_SHARED_DOWN, -1, &lw->mlp_down));

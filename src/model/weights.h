@@ -22,18 +22,18 @@ enum numerics { NUM_CHECKPOINT, NUM_BF16, NUM_FP32 };
 
 struct layer_weights {
     bool moe;
-    float *attn_norm, *mlp_norm;    /* [hidden] */
-    float *q_a_norm;                /* [q_lora] or NULL */
-    float *kv_a_norm;               /* [kv_lora] */
-    struct wmat q_in;               /* q_a|kv_a (or q|kv_a) [.., hidden] */
-    struct wmat q_b;                /* [heads * (nope + rope), q_lora]; n = 0 without q_lora */
-    struct wmat kv_b;               /* [heads * (nope + v), kv_lora], prefill */
-    struct wmat *w_uk;              /* [heads]: [kv_lora, nope], decode */
-    struct wmat *w_uv;              /* [heads]: [v, kv_lora], decode */
-    struct wmat o;                  /* [hidden, heads * v] */
-    struct wmat gate;               /* FP32 [experts, hidden] */
-    float *gate_bias;               /* [experts] or NULL */
-    struct wmat mlp_up, mlp_down;   /* gate|up, down of the dense or shared MLP; n = 0: none */
+    float *attn_norm, *mlp_norm;  /* [hidden] */
+    float *q_a_norm;              /* [q_lora] or NULL */
+    float *kv_a_norm;             /* [kv_lora] */
+    struct wmat q_in;             /* q_a|kv_a (or q|kv_a) [.., hidden] */
+    struct wmat q_b;              /* [heads * (nope + rope), q_lora]; n = 0 without q_lora */
+    struct wmat kv_b;             /* [heads * (nope + v), kv_lora], prefill */
+    struct wmat *w_uk;            /* [heads]: [kv_lora, nope], decode */
+    struct wmat *w_uv;            /* [heads]: [v, kv_lora], decode */
+    struct wmat o;                /* [hidden, heads * v] */
+    struct wmat gate;             /* FP32 [experts, hidden] */
+    float *gate_bias;             /* [experts] or NULL */
+    struct wmat mlp_up, mlp_down; /* gate|up, down of the dense or shared MLP; n = 0: none */
     struct wmat *expert_up, *expert_down; /* [local slots], private */
 };
 
@@ -47,15 +47,15 @@ struct weights {
     int local_slots;
     struct layer_weights *layer; /* [layers] */
     float *final_norm;
-    struct wmat head;            /* [vocab, hidden] */
+    struct wmat head; /* [vocab, hidden] */
     struct checkpoint_weight embed;
-    bool experts_fp8;            /* every expert matrix is e4m3 */
-    struct weight_item *item;    /* [items], shared region */
+    bool experts_fp8;         /* every expert matrix is e4m3 */
+    struct weight_item *item; /* [items], shared region */
     int items;
     size_t shared_bytes, private_bytes;
     size_t part_bytes[PART_COUNT]; /* of both, by what they are; embeddings are not packed: 0 */
-    size_t absorbed_bytes;       /* of PART_ATTENTION: kv_b once more, by heads, for decode */
-    uint64_t bytes_read;         /* checkpoint bytes this rank has packed */
+    size_t absorbed_bytes;         /* of PART_ATTENTION: kv_b once more, by heads, for decode */
+    uint64_t bytes_read;           /* checkpoint bytes this rank has packed */
     /* Asked by one thread now and then while packing: a failure ends it; or NULL. */
     enum status (*check)(void);
 };

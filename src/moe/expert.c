@@ -17,8 +17,8 @@ static struct amat converted(const struct moe_ffn *f, int inner, int row0)
     size_t unit = dtype_bytes(f->act_type), stride = 2 * (size_t)inner;
     float *half = (float *)f->scratch + (size_t)row0 * stride;
     if (f->act_type != DT_F32) half += inner;
-    struct amat a = {.type = f->act_type, .k = inner, .data = half,
-                     .ld = (int)(stride * sizeof(float) / unit)};
+    struct amat a = {
+        .type = f->act_type, .k = inner, .data = half, .ld = (int)(stride * sizeof(float) / unit)};
     if (f->act_type == DT_E4M3) {
         a.scale = half + (inner + 3) / 4;
         a.lds = (int)stride;
@@ -26,8 +26,8 @@ static struct amat converted(const struct moe_ffn *f, int inner, int row0)
     return a;
 }
 
-static void activate(struct lane *lane, const struct kernels *k, const struct moe_ffn *f,
-                     int inner, int row0, int rows)
+static void activate(struct lane *lane, const struct kernels *k, const struct moe_ffn *f, int inner,
+                     int row0, int rows)
 {
     float *x = (float *)f->scratch + (size_t)row0 * 2 * (size_t)inner;
     k->silu_mul(lane, rows, inner, x, 2 * inner, x, 2 * inner);
@@ -40,8 +40,7 @@ void moe_ffn(struct lane *lane, const struct kernels *k, const struct moe_ffn *f
 {
     if (f->groups == 0) return;
     int inner = f->down[0].k;
-    k->gemm_grouped(lane, f->groups, f->begin, f->rows, &f->in, f->gate_up, f->scratch,
-                    2 * inner);
+    k->gemm_grouped(lane, f->groups, f->begin, f->rows, &f->in, f->gate_up, f->scratch, 2 * inner);
     for (int g = 0; g < f->groups;) { /* neighbours without a gap in one call */
         int row0 = f->begin[g], end = row0 + f->rows[g];
         while (++g < f->groups && (f->rows[g] == 0 || f->begin[g] == end)) end += f->rows[g];

@@ -13,16 +13,16 @@
 
 struct moe_ffn {
     int groups;
-    const int32_t *begin;        /* [groups] first row, ascending, groups do not overlap */
-    const int32_t *rows;         /* [groups] */
-    struct amat in;              /* [span, hidden]; span = the largest begin + rows */
-    const struct wmat *gate_up;  /* [groups]: sources gate, up; n = 2 * inner */
-    const struct wmat *down;     /* [groups]: [hidden, inner] */
-    enum dtype act_type;         /* of the down GEMM's input: E4M3 with checkpoint FP8 numerics,
+    const int32_t *begin;       /* [groups] first row, ascending, groups do not overlap */
+    const int32_t *rows;        /* [groups] */
+    struct amat in;             /* [span, hidden]; span = the largest begin + rows */
+    const struct wmat *gate_up; /* [groups]: sources gate, up; n = 2 * inner */
+    const struct wmat *down;    /* [groups]: [hidden, inner] */
+    enum dtype act_type;        /* of the down GEMM's input: E4M3 with checkpoint FP8 numerics,
                                   * BF16, or F32 */
     bool ue8m0;
-    void *scratch;               /* 64-byte aligned device memory */
-    float *out;                  /* [span, hidden]; rows outside the groups are untouched */
+    void *scratch; /* 64-byte aligned device memory */
+    float *out;    /* [span, hidden]; rows outside the groups are untouched */
     int ldo;
 };
 

@@ -11,21 +11,21 @@
 enum status moe_check_gate(const struct gate_params *p)
 {
     bool sigmoid = p->kind == GATE_SIGMOID_NOAUX, grouped = p->kind != GATE_SOFTMAX_GREEDY;
-    if (p->experts < 1 || p->experts > MOE_MAX_EXPERTS || p->topk < 1 ||
-        p->topk > MOE_MAX_TOPK || p->topk > p->experts)
+    if (p->experts < 1 || p->experts > MOE_MAX_EXPERTS || p->topk < 1 || p->topk > MOE_MAX_TOPK ||
+        p->topk > p->experts)
         return error_set(ERR_INPUT,
                          "n_routed_experts is %d and num_experts_per_tok %d: the gate takes 1 to "
                          "%d experts and a top-k of 1 to %d, at most the experts",
                          p->experts, p->topk, MOE_MAX_EXPERTS, MOE_MAX_TOPK);
     if (sigmoid && !p->bias)
         return error_set(ERR_INPUT, "a sigmoid gate needs e_score_correction_bias: the tensor is "
-                         "missing from the checkpoint");
+                                    "missing from the checkpoint");
     if (!sigmoid && p->norm_topk)
         return error_set(ERR_INPUT, "norm_topk_prob is true with a softmax gate: such a model is "
-                         "not known to exist; set it to false");
+                                    "not known to exist; set it to false");
     if (p->n_group < 1 || p->experts % p->n_group)
-        return error_set(ERR_INPUT, "n_group is %d: it must divide n_routed_experts %d",
-                         p->n_group, p->experts);
+        return error_set(ERR_INPUT, "n_group is %d: it must divide n_routed_experts %d", p->n_group,
+                         p->experts);
     if (!grouped) return OK;
     int size = p->experts / p->n_group;
     if (sigmoid && size < 2)

@@ -6,7 +6,7 @@
 
 /* Elementwise functions over contiguous rows of n experts. */
 struct gate_rows {
-    void (*sigmoid)(int n, const float *x, float *y); /* 1 / (1 + exp(-x)) */
+    void (*sigmoid)(int n, const float *x, float *y);                /* 1 / (1 + exp(-x)) */
     void (*exp_minus)(int n, const float *x, float shift, float *y); /* exp(x - shift) */
 };
 

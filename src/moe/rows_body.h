@@ -20,7 +20,8 @@ static inline vf vf_silu(vf g)
 
 static void silu_mul_row(int n, const float *x, float *out)
 {
-    VF_FOR(i, n) {
+    VF_FOR(i, n)
+    {
         vf g = vf_load_n(x + i, n - i), up = vf_load_n(x + n + i, n - i);
         vf_store_n(out + i, vf_mul(vf_silu(g), up), n - i);
     }
@@ -42,8 +43,7 @@ static void silu_mul_rows(void *arg, int first, int end, struct lane *poll)
     }
 }
 
-static void silu_mul(struct lane *lane, int m, int n, const float *x, int ldx, float *out,
-                     int ldo)
+static void silu_mul(struct lane *lane, int m, int n, const float *x, int ldx, float *out, int ldo)
 {
     struct two_rows c = {n, ldx, ldo, x, out};
     lane_rows(lane, m, rows_grain(n), silu_mul_rows, &c);
@@ -57,8 +57,7 @@ static void add_rows(void *arg, int first, int end, struct lane *poll)
         const float *from = c->x + (int64_t)i * c->ldx;
         float *to = c->y + (int64_t)i * c->ldy;
         VF_FOR(j, n)
-            vf_store_n(to + j, vf_add(vf_load_n(to + j, n - j), vf_load_n(from + j, n - j)),
-                       n - j);
+        vf_store_n(to + j, vf_add(vf_load_n(to + j, n - j), vf_load_n(from + j, n - j)), n - j);
         lane_poll(poll);
     }
 }
@@ -72,7 +71,7 @@ static void add(struct lane *lane, int m, int n, const float *x, int ldx, float 
 /* A token's top-k slots by group: groups ascending, inside a group in top-k order. */
 struct combine_order {
     int groups;
-    int end[MOE_MAX_TOPK];  /* of each group, into slot */
+    int end[MOE_MAX_TOPK]; /* of each group, into slot */
     int slot[MOE_MAX_TOPK];
 };
 
@@ -86,8 +85,8 @@ static void order_slots(int topk, const int32_t *ids, int group_size, struct com
     }
     o->groups = 0;
     for (int t = 0; t < topk; t++) {
-        bool last = t + 1 == topk ||
-                    ids[o->slot[t]] / group_size != ids[o->slot[t + 1]] / group_size;
+        bool last =
+            t + 1 == topk || ids[o->slot[t]] / group_size != ids[o->slot[t + 1]] / group_size;
         if (last) o->end[o->groups++] = t + 1;
     }
 }
@@ -105,7 +104,8 @@ static inline __attribute__((always_inline)) void combine_token(const enum dtype
                                                                 const float *weights, float *out)
 {
     size_t row_bytes = (size_t)n * dtype_bytes(type);
-    VF_FOR(i, n) {
+    VF_FOR(i, n)
+    {
         vf total = vf_set1(0);
         for (int g = 0, t = 0; g < o->groups; g++) {
             vf sum = vf_set1(0);
@@ -141,20 +141,29 @@ static void combine_rows(void *arg, int first, int end, struct lane *poll)
         const float *w = c->weights + (int64_t)i * c->topk;
         float *to = c->out + (int64_t)i * c->ldo;
         order_slots(c->topk, c->ids + (int64_t)i * c->topk, c->group_size, &order);
-        if (c->type == DT_F32) combine_token(DT_F32, false, c->n, from, &order, w, to);
-        else combine_token(DT_BF16, c->round, c->n, from, &order, w, to);
+        if (c->type == DT_F32)
+            combine_token(DT_F32, false, c->n, from, &order, w, to);
+        else
+            combine_token(DT_BF16, c->round, c->n, from, &order, w, to);
         lane_poll(poll);
     }
 }
 
 static void combine(struct lane *lane, enum dtype type, int m, int n, int topk, const void *rows,
-                    const int32_t *ids, const float *weights, int experts, int n_group,
-                    float *out, int ldo)
+                    const int32_t *ids, const float *weights, int experts, int n_group, float *out,
+                    int ldo)
 {
     struct combine_call c = {
-        .type = type, .n = n, .topk = topk, .group_size = experts / n_group, .ldo = ldo,
+        .type = type,
+        .n = n,
+        .topk = topk,
+        .group_size = experts / n_group,
+        .ldo = ldo,
         .round = type == DT_BF16 && n_group > 1,
-        .rows = rows, .ids = ids, .weights = weights, .out = out,
+        .rows = rows,
+        .ids = ids,
+        .weights = weights,
+        .out = out,
     };
     lane_rows(lane, m, rows_grain(n), combine_rows, &c);
 }
@@ -167,7 +176,7 @@ static void sigmoid_row(int n, const float *x, float *y)
 static void exp_minus_row(int n, const float *x, float shift, float *y)
 {
     VF_FOR(i, n)
-        vf_store_n(y + i, vf_exp(vf_sub(vf_load_n(x + i, n - i), vf_set1(shift))), n - i);
+    vf_store_n(y + i, vf_exp(vf_sub(vf_load_n(x + i, n - i), vf_set1(shift))), n - i);
 }
 
 static void gate(struct lane *lane, int m, const float *logits, int ldl,
@@ -177,11 +186,11 @@ static void gate(struct lane *lane, int m, const float *logits, int ldl,
     gate_tokens(lane, m, logits, ldl, params, &rows, ids, weights);
 }
 
-#define MOE_ROWS(path)                        \
+#define MOE_ROWS(path)                      \
     void moe_rows_##path(struct kernels *k) \
-    {                                         \
-        k->gate = gate;                       \
-        k->silu_mul = silu_mul;               \
-        k->add = add;                         \
-        k->combine = combine;                 \
+    {                                       \
+        k->gate = gate;                     \
+        k->silu_mul = silu_mul;             \
+        k->add = add;                       \
+        k->combine = combine;               \
     }

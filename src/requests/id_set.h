@@ -11,10 +11,10 @@
 #include <stdint.h>
 
 struct id_set {
-    uint32_t *hash;     /* [index], 0 for indices without a name */
-    uint32_t *table;    /* [mask + 1], index + 1, 0: free */
-    size_t cap;         /* of hash */
-    size_t mask, used;  /* of table */
+    uint32_t *hash;    /* [index], 0 for indices without a name */
+    uint32_t *table;   /* [mask + 1], index + 1, 0: free */
+    size_t cap;        /* of hash */
+    size_t mask, used; /* of table */
     size_t peak_bytes;
 };
 

@@ -20,7 +20,7 @@ bool json_member(struct json_slice object, const char *key, struct json_slice *v
 
 /* What json_ints found. Only the first `cap` numbers are stored; `n` counts all. */
 struct json_ints {
-    int32_t *values;  /* [cap] of the caller */
+    int32_t *values; /* [cap] of the caller */
     int64_t cap, n;
     int64_t bad, bad_at; /* the first number that is no int32 and its index; bad_at -1: none */
 };

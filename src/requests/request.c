@@ -144,8 +144,9 @@ void request_check(struct request *r, const struct request_limits *limits)
         return;
     }
     if (limits->context && n > limits->context) {
-        request_fail(r, "the prompt has %" PRId64 " tokens, the model's context %" PRId64
-                        ": shorten it", n, limits->context);
+        request_fail(
+            r, "the prompt has %" PRId64 " tokens, the model's context %" PRId64 ": shorten it", n,
+            limits->context);
         return;
     }
     check_vocabulary(r, limits->vocab);
@@ -154,9 +155,13 @@ void request_check(struct request *r, const struct request_limits *limits)
     /* The last output token is never attended to, so it needs no place. */
     int64_t places = n + (r->max_tokens > 1 ? r->max_tokens - 1 : 0);
     if (pool && n > pool)
-        request_fail(r, "the prompt has %" PRId64 " tokens, a rank's KV pool holds %" PRId64
-                        ": raise kv.pages_per_rank", n, pool);
+        request_fail(r,
+                     "the prompt has %" PRId64 " tokens, a rank's KV pool holds %" PRId64
+                     ": raise kv.pages_per_rank",
+                     n, pool);
     else if (pool && places > pool)
-        request_fail(r, "prompt and max_tokens need %" PRId64 " tokens of KV, a rank's pool holds "
-                        "%" PRId64 ": lower max_tokens or raise kv.pages_per_rank", places, pool);
+        request_fail(r,
+                     "prompt and max_tokens need %" PRId64 " tokens of KV, a rank's pool holds "
+                     "%" PRId64 ": lower max_tokens or raise kv.pages_per_rank",
+                     places, pool);
 }

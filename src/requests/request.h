@@ -16,15 +16,15 @@
 #define REQUEST_MAX_STOP 16
 
 struct request {
-    int64_t index;                       /* 0-based position in the token file */
+    int64_t index; /* 0-based position in the token file */
     char custom_id[REQUEST_ID_BYTES + 1];
-    char error[REQUEST_ERROR_BYTES];     /* "" when the request can run; UTF-8 */
-    int32_t *tokens;                     /* [n_tokens] prompt, owned */
+    char error[REQUEST_ERROR_BYTES]; /* "" when the request can run; UTF-8 */
+    int32_t *tokens;                 /* [n_tokens] prompt, owned */
     int32_t n_tokens, cap_tokens;
-    int32_t max_tokens;                  /* already cut to the context; 0: scoring only */
-    int32_t top_k;                       /* 0: no limit */
+    int32_t max_tokens; /* already cut to the context; 0: scoring only */
+    int32_t top_k;      /* 0: no limit */
     float temperature, top_p;
-    uint64_t seed;                       /* own, or hash(sampling.seed, index) */
+    uint64_t seed; /* own, or hash(sampling.seed, index) */
     int32_t stop_token_ids[REQUEST_MAX_STOP];
     int n_stop;
     bool logprobs, prompt_logprobs, ignore_eos;

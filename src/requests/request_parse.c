@@ -162,7 +162,7 @@ static void read_stops(struct parse *p, const struct field *f, const json_t *v)
 
 static void check_neutral(struct parse *p, const struct field *f, const json_t *v)
 {
-    bool neutral = json_is_number(v) ? json_number_value(v) == f->min
+    bool neutral = json_is_number(v)   ? json_number_value(v) == f->min
                    : json_is_array(v)  ? json_array_size(v) == 0
                    : json_is_object(v) ? json_object_size(v) == 0
                    : json_is_string(v) ? json_string_length(v) == 0
@@ -273,10 +273,9 @@ static void read_envelope(struct parse *p, json_t *root)
         FAIL(p, "url is %s, expected \"/v1/completions\"", (describe(url, found), found));
     const char *key;
     json_t *value;
-    json_object_foreach(root, key, value)
-        if (strcmp(key, "custom_id") && strcmp(key, "method") && strcmp(key, "url") &&
-            strcmp(key, "body"))
-            warn_unknown(p, "", key);
+    json_object_foreach(root, key, value) if (strcmp(key, "custom_id") && strcmp(key, "method") &&
+                                              strcmp(key, "url") && strcmp(key, "body"))
+        warn_unknown(p, "", key);
 }
 
 static void read_body(struct parse *p, json_t *root)

@@ -63,8 +63,8 @@ static void write_choice(FILE *out, const struct response *r)
 
 static void write_body(FILE *out, const struct response *r)
 {
-    fprintf(out, "{\"id\":\"cmpl-%" PRId64 "\",\"object\":\"text_completion\",\"model\":",
-            r->index);
+    fprintf(out,
+            "{\"id\":\"cmpl-%" PRId64 "\",\"object\":\"text_completion\",\"model\":", r->index);
     write_string(out, r->model ? r->model : "");
     fputs(",\"choices\":[", out);
     write_choice(out, r);
@@ -84,8 +84,10 @@ enum status response_write(FILE *out, const struct response *r)
         write_string(out, r->error);
         fputs("}}\n", out);
     } else {
-        fprintf(out, ",\"response\":{\"status_code\":200,\"request_id\":\"req_%" PRId64 "\","
-                     "\"body\":", r->index);
+        fprintf(out,
+                ",\"response\":{\"status_code\":200,\"request_id\":\"req_%" PRId64 "\","
+                "\"body\":",
+                r->index);
         write_body(out, r);
         fputs("},\"error\":null}\n", out);
     }

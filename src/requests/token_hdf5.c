@@ -16,8 +16,17 @@
 #define BLOCK_ROWS 1024
 #define ID_BYTES (REQUEST_ID_BYTES + 4) /* one more than legal, so that longer ones show */
 
-enum column { C_MAX_TOKENS, C_TEMPERATURE, C_TOP_P, C_TOP_K, C_SEED, C_LOGPROBS,
-              C_PROMPT_LOGPROBS, C_IGNORE_EOS, C_COUNT };
+enum column {
+    C_MAX_TOKENS,
+    C_TEMPERATURE,
+    C_TOP_P,
+    C_TOP_K,
+    C_SEED,
+    C_LOGPROBS,
+    C_PROMPT_LOGPROBS,
+    C_IGNORE_EOS,
+    C_COUNT
+};
 
 /* What a column may hold; a real one is read as double, the others as int64. */
 static const struct {
@@ -216,10 +225,9 @@ static enum status open_columns(struct source *s, const char *path)
         bool fits = k == H5T_INTEGER || (k == H5T_ENUM && !columns[c].real) ||
                     (k == H5T_FLOAT && columns[c].real);
         if (!fits || length_of(set) != s->base.count)
-            return error_set(ERR_INPUT,
-                             "token file %s: /%s: expected %" PRId64 " %s, one for each request",
-                             path, columns[c].name, s->base.count,
-                             columns[c].real ? "numbers" : "integers");
+            return error_set(
+                ERR_INPUT, "token file %s: /%s: expected %" PRId64 " %s, one for each request",
+                path, columns[c].name, s->base.count, columns[c].real ? "numbers" : "integers");
     }
     s->ids = open_set(s->file, "custom_id");
     if (s->ids < 0) return OK;
@@ -274,8 +282,7 @@ static enum status find_duplicates(struct source *s, const char *path)
     s->base.bytes = (size_t)s->base.count / 8 + 1;
     s->duplicate = calloc(1, s->base.bytes);
     enum status st = p.names && s->duplicate ? OK : error_set(ERR_RESOURCE, "out of memory");
-    for (int64_t i = 0; i < s->base.count && st == OK; i += BLOCK_ROWS)
-        st = add_block(&p, &ids, i);
+    for (int64_t i = 0; i < s->base.count && st == OK; i += BLOCK_ROWS) st = add_block(&p, &ids, i);
     s->base.peak_bytes = s->base.bytes + ids.peak_bytes;
     s->front.first = s->front.rows = 0; /* requests are read from the first row on */
     id_set_free(&ids);

@@ -164,9 +164,9 @@ static enum status add_line(struct pass *p, const char *text, size_t n, uint64_t
 struct window {
     char *buf;
     size_t cap, begin, end;
-    size_t searched;  /* bytes from begin known to hold no line end */
-    uint64_t offset;  /* of begin in the file */
-    uint64_t number;  /* of the line at begin */
+    size_t searched; /* bytes from begin known to hold no line end */
+    uint64_t offset; /* of begin in the file */
+    uint64_t number; /* of the line at begin */
     bool too_long, at_end;
 };
 
@@ -188,8 +188,7 @@ static enum status read_on(struct pass *p, struct window *w)
         w->cap *= 2;
     }
     ssize_t got;
-    do
-        got = read(p->s->fd, w->buf + w->end, w->cap - w->end);
+    do got = read(p->s->fd, w->buf + w->end, w->cap - w->end);
     while (got < 0 && errno == EINTR);
     if (got < 0)
         return error_set(ERR_INPUT, "cannot read token file %s: %s", p->path, strerror(errno));

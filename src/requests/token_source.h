@@ -22,7 +22,7 @@ struct token_source {
     const struct token_source_ops *ops;
     int64_t count;
     uint64_t hash; /* of the file's bytes */
-    size_t bytes; /* of the index */
+    size_t bytes;  /* of the index */
     size_t peak_bytes;
 };
 

@@ -12,7 +12,7 @@ struct run {
     const struct schedule *s;
     int next_comm; /* place in the communication lane of the op to begin next */
     int open[SCHEDULE_MAX_OPEN];
-    int n_open;    /* open[0] is the oldest */
+    int n_open; /* open[0] is the oldest */
 };
 
 void runner_init(struct runner *r, const struct stage_ops *table, void *ctx)
@@ -127,8 +127,7 @@ static enum status run_compute(struct run *run, const struct op *op)
     TRY(begin_ready(run));
     for (int i = 0; i < op->n_deps; i++) {
         const struct op *dep = &run->s->ops[op->deps[i]];
-        if (dep->lane == OP_COMM && r->state[dep->index] != DONE)
-            TRY(finish_op(run, dep->index));
+        if (dep->lane == OP_COMM && r->state[dep->index] != DONE) TRY(finish_op(run, dep->index));
         if (r->state[dep->index] != DONE)
             return error_set(ERR_BUG, "schedule: %s(%d) of layer %d comes before what it needs",
                              stage_name(op->stage), op->mb, op->layer);

@@ -43,13 +43,13 @@ struct runner {
     void *ctx;
     double (*now)(void *arg); /* seconds; NULL: neither times nor trace */
     void *now_arg;
-    struct trace_buf *trace;  /* NULL: no trace */
+    struct trace_buf *trace; /* NULL: no trace */
     /* Told of each op before it computes, and before it is waited for; or NULL. */
     void (*note)(void *arg, const struct op *op, bool waiting);
     void *note_arg;
     struct runner_stats stats;
-    uint8_t *state;           /* [cap] owned */
-    double *begun_s;          /* [cap] owned */
+    uint8_t *state;  /* [cap] owned */
+    double *begun_s; /* [cap] owned */
     int cap;
 };
 

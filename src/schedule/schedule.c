@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const stage_names[STAGE_COUNT] = {
-    "EMBED", "ATTN", "ATTN_0", "ATTN_1", "DISPATCH",
-    "MLP", "SHARED", "COMBINE", "DENSE_MLP", "HEAD"};
+static const char *const stage_names[STAGE_COUNT] = {"EMBED",     "ATTN", "ATTN_0", "ATTN_1",
+                                                     "DISPATCH",  "MLP",  "SHARED", "COMBINE",
+                                                     "DENSE_MLP", "HEAD"};
 
 const char *stage_name(enum stage stage)
 {
@@ -43,8 +43,10 @@ enum status builder_init(struct builder *b, enum schedule_kind kind, int layers,
 {
     memset(b, 0, sizeof *b);
     if (layers < 1 || !moe || micro_batches < 1 || micro_batches > SCHEDULE_MAX_MB)
-        return error_set(ERR_BUG, "schedule: %d layers and %d micro-batches, expected at least 1 "
-                         "layer and 1 or 2 micro-batches", layers, micro_batches);
+        return error_set(ERR_BUG,
+                         "schedule: %d layers and %d micro-batches, expected at least 1 "
+                         "layer and 1 or 2 micro-batches",
+                         layers, micro_batches);
     b->moe = moe;
     b->s.kind = kind;
     b->s.layers = layers;
@@ -107,26 +109,15 @@ static void need_inputs(const struct builder *b, struct op *op)
         if (op->mb == 1) op_need(op, builder_find(b, STAGE_ATTN, 0, op->layer));
         break;
     case STAGE_ATTN_0:
-    case STAGE_HEAD:
-        need_layer_output(b, op, op->layer - 1);
-        break;
-    case STAGE_ATTN_1:
-        op_need(op, builder_find(b, STAGE_ATTN_0, op->mb, op->layer));
-        break;
+    case STAGE_HEAD: need_layer_output(b, op, op->layer - 1); break;
+    case STAGE_ATTN_1: op_need(op, builder_find(b, STAGE_ATTN_0, op->mb, op->layer)); break;
     case STAGE_DISPATCH:
     case STAGE_SHARED:
-    case STAGE_DENSE_MLP:
-        op_need(op, builder_find(b, attn_end, op->mb, op->layer));
-        break;
-    case STAGE_MLP:
-        op_need(op, builder_find(b, STAGE_DISPATCH, op->mb, op->layer));
-        break;
-    case STAGE_COMBINE:
-        op_need(op, builder_find(b, STAGE_MLP, op->mb, op->layer));
-        break;
+    case STAGE_DENSE_MLP: op_need(op, builder_find(b, attn_end, op->mb, op->layer)); break;
+    case STAGE_MLP: op_need(op, builder_find(b, STAGE_DISPATCH, op->mb, op->layer)); break;
+    case STAGE_COMBINE: op_need(op, builder_find(b, STAGE_MLP, op->mb, op->layer)); break;
     case STAGE_EMBED:
-    case STAGE_COUNT:
-        break;
+    case STAGE_COUNT: break;
     }
 }
 
@@ -140,8 +131,11 @@ void builder_add(struct builder *b, enum stage stage, int mb, int layer)
         if (stage == STAGE_MLP && !b->moe[layer]) stage = STAGE_DENSE_MLP;
     }
     struct op *op = &s->ops[s->n_ops];
-    *op = (struct op){.stage = stage, .lane = stage_is_comm(stage) ? OP_COMM : OP_COMPUTE,
-                      .mb = mb, .layer = layer, .index = s->n_ops};
+    *op = (struct op){.stage = stage,
+                      .lane = stage_is_comm(stage) ? OP_COMM : OP_COMPUTE,
+                      .mb = mb,
+                      .layer = layer,
+                      .index = s->n_ops};
     need_inputs(b, op);
     if (b->chain && op->index > 0) op_need(op, op->index - 1);
     s->lane[op->lane][s->n_lane[op->lane]++] = op->index;

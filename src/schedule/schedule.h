@@ -60,7 +60,7 @@ enum schedule_kind {
     SCHEDULE_PREFILL_SEQUENTIAL, /* one or two micro-batches, nothing overlaps */
     SCHEDULE_PREFILL_DUAL,       /* two micro-batches, prefill order */
     SCHEDULE_DECODE_SEQUENTIAL,
-    SCHEDULE_DECODE_FIVE_STAGE   /* two micro-batches, decode order */
+    SCHEDULE_DECODE_FIVE_STAGE /* two micro-batches, decode order */
 };
 
 struct schedule {

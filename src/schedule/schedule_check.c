@@ -70,7 +70,8 @@ static bool op_needs(const struct schedule *s, const struct op *op, enum stage s
 static bool op_inputs_covered(const struct schedule *s, const bool *moe, const struct op *op)
 {
     enum stage attn = s->kind == SCHEDULE_DECODE_SEQUENTIAL || s->kind == SCHEDULE_DECODE_FIVE_STAGE
-                          ? STAGE_ATTN_1 : STAGE_ATTN;
+                          ? STAGE_ATTN_1
+                          : STAGE_ATTN;
     int mb = op->mb, layer = op->layer, before = op->layer - 1;
     switch (op->stage) {
     case STAGE_ATTN:

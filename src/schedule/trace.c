@@ -64,8 +64,8 @@ static void trace_names(struct trace_writer *w, const struct trace_rank *rank)
     char fallback[32];
     snprintf(fallback, sizeof fallback, "rank %d", rank->rank);
     trace_separate(w);
-    fprintf(w->file, "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":",
-            rank->rank);
+    fprintf(w->file,
+            "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":", rank->rank);
     trace_string(w->file, rank->name ? rank->name : fallback);
     fputs("}}", w->file);
     trace_separate(w);
@@ -75,8 +75,8 @@ static void trace_names(struct trace_writer *w, const struct trace_rank *rank)
             rank->rank, rank->rank);
     bool used[SCHEDULE_MAX_MB * OP_LANES] = {false};
     for (size_t i = 0; i < rank->n; i++)
-        used[trace_order(rank->events[i].mb % SCHEDULE_MAX_MB,
-                         rank->events[i].lane % OP_LANES)] = true;
+        used[trace_order(rank->events[i].mb % SCHEDULE_MAX_MB, rank->events[i].lane % OP_LANES)] =
+            true;
     for (int mb = 0; mb < SCHEDULE_MAX_MB; mb++)
         for (int lane = 0; lane < OP_LANES; lane++) {
             int order = trace_order(mb, lane), tid = trace_tid(rank->rank, order);
@@ -105,8 +105,8 @@ enum status trace_write_rank(struct trace_writer *w, const struct trace_rank *ra
                 "\"pid\":%d,\"tid\":%d,\"args\":{\"layer\":%d}}",
                 stage_name((enum stage)e->stage), e->mb,
                 e->lane == OP_COMM ? "communication" : "compute", e->t0 * 1e6,
-                (e->t1 - e->t0) * 1e6, rank->rank, trace_tid(rank->rank, trace_order(e->mb, e->lane)),
-                e->layer);
+                (e->t1 - e->t0) * 1e6, rank->rank,
+                trace_tid(rank->rank, trace_order(e->mb, e->lane)), e->layer);
     }
     return ferror(w->file) ? trace_fail(w, "write") : OK;
 }

@@ -23,7 +23,7 @@ struct trace_event {
     int32_t layer; /* as struct op */
     uint8_t stage; /* enum stage */
     uint8_t mb;
-    uint8_t lane;  /* enum op_lane */
+    uint8_t lane; /* enum op_lane */
     uint8_t pad;
 };
 
@@ -41,7 +41,9 @@ static inline void trace_add(struct trace_buf *buf, const struct op *op, double 
         buf->dropped++;
         return;
     }
-    buf->events[buf->n++] = (struct trace_event){.t0 = t0, .t1 = t1, .layer = op->layer,
+    buf->events[buf->n++] = (struct trace_event){.t0 = t0,
+                                                 .t1 = t1,
+                                                 .layer = op->layer,
                                                  .stage = (uint8_t)op->stage,
                                                  .mb = (uint8_t)op->mb,
                                                  .lane = (uint8_t)op->lane};

@@ -56,26 +56,29 @@ enum status link_mpi_create(struct transport *t, struct link **out); /* collecti
 
 struct window {
     int id, mine, signals; /* mine: this process's rank */
-    size_t bytes;       /* caller's bytes a rank */
-    size_t stride;      /* signals (one a cache line), then bytes, rounded up to pages */
-    size_t data_offset; /* of the caller's bytes in a rank's part */
-    char *base;         /* this node's parts, in order of local index */
-    char **part;        /* [ranks] start of a rank's part, NULL on other nodes */
+    size_t bytes;          /* caller's bytes a rank */
+    size_t stride;         /* signals (one a cache line), then bytes, rounded up to pages */
+    size_t data_offset;    /* of the caller's bytes in a rank's part */
+    char *base;            /* this node's parts, in order of local index */
+    char **part;           /* [ranks] start of a rank's part, NULL on other nodes */
 };
 
 struct transport {
     MPI_Comm comm, node_comm, host_comm;
     struct topology topo;
-    int *index;               /* backs topo's arrays */
+    int *index; /* backs topo's arrays */
     struct control *control;
     size_t control_bytes;
-    struct doorbell **bell;   /* [ranks], NULL on other hosts */
-    int cores;                /* that the ranks of this host may use together */
-    struct link *link;        /* NULL when the unit is one node */
+    struct doorbell **bell; /* [ranks], NULL on other hosts */
+    int cores;              /* that the ranks of this host may use together */
+    struct link *link;      /* NULL when the unit is one node */
     struct window *window[TRANSPORT_MAX_WINDOWS];
-    struct { void (*fn)(void *); void *arg; } hook[TRANSPORT_MAX_HOOKS];
+    struct {
+        void (*fn)(void *);
+        void *arg;
+    } hook[TRANSPORT_MAX_HOOKS];
     bool polling;
-    struct watch watch;       /* of the next sleep, if its key is not 0 */
+    struct watch watch; /* of the next sleep, if its key is not 0 */
 };
 
 static inline uint32_t watch_key(const struct window *w, int signal)

@@ -16,10 +16,10 @@
 
 enum {
     PACKET_BYTES = 64 * 1024,
-    RECEIVES = 16,     /* 1 MiB a rank */
+    RECEIVES = 16, /* 1 MiB a rank */
     PACKETS_LEAST = 64,
     PACKET_TAG = 1,
-    NAP_US = 100       /* while no packet is free and nothing moves */
+    NAP_US = 100 /* while no packet is free and nothing moves */
 };
 
 /* A put of `bytes` that follow (padded to a record's size), or a signal. */
@@ -45,13 +45,13 @@ struct mpi_link {
     struct transport *t;
     MPI_Comm comm;
     struct packet *receive[RECEIVES];
-    int head;               /* oldest posted receive */
-    struct packet **open;   /* [ranks] being filled, or NULL */
-    int *dirty, dirty_count; /* peers with an open packet */
+    int head;                               /* oldest posted receive */
+    struct packet **open;                   /* [ranks] being filled, or NULL */
+    int *dirty, dirty_count;                /* peers with an open packet */
     struct packet *sending, **sending_tail; /* oldest first */
     struct packet *spare;
     int packets, packets_most;
-    int *sent;              /* [ranks] packets since the last drain */
+    int *sent; /* [ranks] packets since the last drain */
     int received;
 };
 
@@ -142,8 +142,8 @@ static void send_packet(struct mpi_link *l, int peer)
     *l->sending_tail = p;
     l->sending_tail = &p->next;
     /* A peer on this host (virtual nodes) sleeps on its doorbell; tell it to look at MPI. */
-    if (l->t->bell[peer]) doorbell_ring(l->t->bell[peer], (uint32_t)(p->signals ? p->signals : 1),
-                      0, 0);
+    if (l->t->bell[peer])
+        doorbell_ring(l->t->bell[peer], (uint32_t)(p->signals ? p->signals : 1), 0, 0);
 }
 
 static enum status mpi_flush(struct link *base)
@@ -195,8 +195,8 @@ static struct packet *packet_open(struct mpi_link *l, int peer, size_t bytes)
 static void *mpi_reserve(struct link *base, int peer, int window, size_t offset, size_t bytes)
 {
     struct mpi_link *l = (struct mpi_link *)base;
-    size_t padded = (bytes + sizeof(struct record) - 1) / sizeof(struct record) *
-                    sizeof(struct record);
+    size_t padded =
+        (bytes + sizeof(struct record) - 1) / sizeof(struct record) * sizeof(struct record);
     struct packet *p = packet_open(l, peer, padded);
     if (!p) return NULL;
     struct record r = {.offset = offset, .bytes = (uint32_t)bytes, .window = (uint16_t)window};
@@ -211,8 +211,8 @@ static enum status mpi_signal(struct link *base, int peer, int window, int signa
     struct mpi_link *l = (struct mpi_link *)base;
     struct packet *p = packet_open(l, peer, 0);
     if (!p) return error_set(ERR_COMM, "the transport was aborted during a signal");
-    struct record r = {.offset = (uint64_t)signal, .add = add, .window = (uint16_t)window,
-                       .is_signal = 1};
+    struct record r = {
+        .offset = (uint64_t)signal, .add = add, .window = (uint16_t)window, .is_signal = 1};
     memcpy(p->data + p->used, &r, sizeof r);
     p->used += (int)sizeof r;
     p->signals++;
@@ -292,8 +292,10 @@ enum status link_mpi_create(struct transport *t, struct link **out)
     int n = t->topo.ranks;
     struct mpi_link *l = calloc(1, sizeof *l);
     if (!l) return error_set(ERR_RESOURCE, "out of memory for the MPI link");
-    l->base = (struct link){"mpi", PACKET_BYTES - sizeof(struct record), mpi_reserve,
-                            mpi_signal, mpi_flush, mpi_progress, mpi_drain, mpi_destroy};
+    l->base = (struct link){"mpi",       PACKET_BYTES - sizeof(struct record),
+                            mpi_reserve, mpi_signal,
+                            mpi_flush,   mpi_progress,
+                            mpi_drain,   mpi_destroy};
     l->t = t;
     l->comm = t->comm;
     l->sending_tail = &l->sending;

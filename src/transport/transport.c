@@ -53,8 +53,7 @@ static void topology_fill(struct topology *tp, int *index, const int *key)
 static enum status group_ranks(struct transport *t, int ranks_per_node, int *host)
 {
     int n = t->topo.ranks, lowest = t->topo.rank;
-    MPI_Comm_split_type(t->comm, MPI_COMM_TYPE_SHARED, t->topo.rank, MPI_INFO_NULL,
-                        &t->host_comm);
+    MPI_Comm_split_type(t->comm, MPI_COMM_TYPE_SHARED, t->topo.rank, MPI_INFO_NULL, &t->host_comm);
     MPI_Comm_size(t->host_comm, &t->topo.host_ranks);
     MPI_Bcast(&lowest, 1, MPI_INT, 0, t->host_comm);
     MPI_Allgather(&lowest, 1, MPI_INT, host, 1, MPI_INT, t->comm);
@@ -92,8 +91,7 @@ static int host_cores(MPI_Comm host)
 
 static enum status map_control(struct transport *t, const int *host)
 {
-    t->control_bytes = sizeof *t->control +
-                       (size_t)t->topo.host_ranks * sizeof(struct doorbell);
+    t->control_bytes = sizeof *t->control + (size_t)t->topo.host_ranks * sizeof(struct doorbell);
     t->bell = calloc((size_t)t->topo.ranks, sizeof *t->bell);
     if (!t->bell) return error_set(ERR_RESOURCE, "out of memory for doorbells");
     void *base = NULL;
@@ -170,8 +168,8 @@ static enum status window_map(struct transport *t, struct window *w)
                          "the all-to-all buffers of %d ranks on this host need %.1f MiB (%.1f MiB "
                          "a rank), but %.1f MiB are free: lower ep.max_tokens_per_rank, "
                          "chunk_tokens or recv_rows_factor, or use fewer ranks a host",
-                         t->topo.host_ranks, need / 1048576.0,
-                         (double)w->stride / 1048576.0, have / 1048576.0);
+                         t->topo.host_ranks, need / 1048576.0, (double)w->stride / 1048576.0,
+                         have / 1048576.0);
     }
     int size = t->topo.node_size[t->topo.node];
     size_t bytes = w->stride * (size_t)size;
@@ -279,8 +277,8 @@ enum status transport_signal(struct transport *t, struct window *w, int peer, in
 {
     if (!w->part[peer]) return t->link->signal(t->link, peer, w->id, signal, add);
     /* Release: the bytes written before are visible to whoever reads the new value. */
-    uint64_t now = atomic_fetch_add_explicit(window_signal(w, peer, signal), add,
-                                             memory_order_release) + add;
+    uint64_t now =
+        atomic_fetch_add_explicit(window_signal(w, peer, signal), add, memory_order_release) + add;
     if (peer != w->mine) doorbell_ring(t->bell[peer], 1, watch_key(w, signal), now);
     return OK;
 }

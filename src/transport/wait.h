@@ -15,10 +15,10 @@
 
 /* How this rank waits; filled by the engine, borrowed by ep and others. */
 struct waiter {
-    struct transport *transport;     /* NULL: nothing but the control plane */
-    enum status (*poll)(void *arg);  /* control plane; a failure ends the wait with it; or NULL */
+    struct transport *transport;    /* NULL: nothing but the control plane */
+    enum status (*poll)(void *arg); /* control plane; a failure ends the wait with it; or NULL */
     void *poll_arg;
-    int poll_max_us;                 /* longest sleep between two polls of it; 0 = 1000 */
+    int poll_max_us; /* longest sleep between two polls of it; 0 = 1000 */
 };
 
 /* Returns OK once missing(arg) returns 0, else the failure of poll or ERR_COMM after

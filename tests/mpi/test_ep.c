@@ -47,8 +47,8 @@ static const struct test_case cases[] = {
     {"hot-expert", DT_E4M3, DT_BF16, DT_F32, 16, 8, 4, 4, 128, 96, HOT, 3, 1.5, 1, 6, 0, 0},
     {"empty-ranks", DT_BF16, DT_BF16, DT_F32, 16, 0, 4, 2, 64, 24, EMPTY, 3, 2, 1, 16, 0, 0},
     {"overflow", DT_E4M3, DT_BF16, DT_F32, 16, 8, 4, 4, 128, 128, HOT, 1, 0.12, 1, 4, 0, 0},
-    {"overflow-aligned", DT_BF16, DT_BF16, DT_F32, 16, 0, 4, 4, 64, 128,
-     RAGGED, 1, 0.1, 8, 4, 0, 0},
+    {"overflow-aligned", DT_BF16, DT_BF16, DT_F32, 16, 0, 4, 4, 64, 128, RAGGED, 1, 0.1, 8, 4, 0,
+     0},
     {"overflow-one-row", DT_F32, DT_F32, DT_F32, 8, 0, 2, 1, 32, 24, RAGGED, 1, 0.001, 1, 4, 0, 0},
     {"long-rows", DT_F32, DT_F32, DT_F32, 8, 0, 2, 1, 17000, 8, ANY, 3, 2, 1, 4, 0, 0},
     {"many-tokens", DT_E4M3, DT_BF16, DT_F32, 16, 8, 4, 4, 64, 4000, ANY, 3, 1.2, 1, 2, 0, 0},
@@ -84,14 +84,14 @@ struct unit {
 enum { LAYERS = 2 };
 static struct unit *running;
 
-#define CHECK(ok, ...)                                                              \
-    do {                                                                            \
-        if (!(ok)) {                                                                \
+#define CHECK(ok, ...)                                                                    \
+    do {                                                                                  \
+        if (!(ok)) {                                                                      \
             fprintf(stderr, "FAILED rank %d case %s: ", running->rank, running->c->name); \
-            fprintf(stderr, __VA_ARGS__);                                           \
-            fprintf(stderr, " [%s:%d] %s\n", __FILE__, __LINE__, error_text());     \
-            MPI_Abort(MPI_COMM_WORLD, 1);                                           \
-        }                                                                           \
+            fprintf(stderr, __VA_ARGS__);                                                 \
+            fprintf(stderr, " [%s:%d] %s\n", __FILE__, __LINE__, error_text());           \
+            MPI_Abort(MPI_COMM_WORLD, 1);                                                 \
+        }                                                                                 \
     } while (0)
 
 static void on_alarm(int sig)
@@ -206,8 +206,7 @@ static void route_token(const struct test_case *c, int iteration, int token, int
     }
 }
 
-static void token_row(const struct test_case *c, int iteration, int token, void *data,
-                      float *scale)
+static void token_row(const struct test_case *c, int iteration, int token, void *data, float *scale)
 {
     uint64_t key = key_of(c, iteration) + 0xabcdef;
     for (int i = 0; i < c->hidden; i++) {
@@ -222,14 +221,14 @@ static void token_row(const struct test_case *c, int iteration, int token, void 
 }
 
 /* The expert: any function of its number and its input row. */
-static void expert_row(const struct test_case *c, int expert, const void *data,
-                       const float *scale, float *y)
+static void expert_row(const struct test_case *c, int expert, const void *data, const float *scale,
+                       float *y)
 {
     for (int i = 0; i < c->hidden; i++) {
-        float x = c->dispatch == DT_F32    ? ((const float *)data)[i]
-                  : c->dispatch == DT_BF16 ? bf16_to_f32(((const uint16_t *)data)[i])
-                                           : e4m3_to_f32(((const uint8_t *)data)[i]) *
-                                                 scale[i / FP8_BLOCK];
+        float x = c->dispatch == DT_F32 ? ((const float *)data)[i]
+                  : c->dispatch == DT_BF16
+                      ? bf16_to_f32(((const uint16_t *)data)[i])
+                      : e4m3_to_f32(((const uint8_t *)data)[i]) * scale[i / FP8_BLOCK];
         y[i] = x * (1.0f + 0.37f * (float)expert) + (float)(i % 7) - (float)expert;
     }
 }
@@ -258,8 +257,8 @@ static void expected_output(const struct test_case *c, int iteration, int token,
             bool any = false;
             for (int k = 0; k < c->topk; k++) {
                 if (ids[k] / (c->experts / c->n_group) != group) continue;
-                float v = weights[k] * round_to(c->combine, y[(size_t)k * (size_t)c->hidden +
-                                                              (size_t)i]);
+                float v =
+                    weights[k] * round_to(c->combine, y[(size_t)k * (size_t)c->hidden + (size_t)i]);
                 sum = any ? sum + v : v;
                 any = true;
             }
@@ -306,16 +305,17 @@ static void begin(struct unit *u, struct operation *o, int op, int iteration,
     o->weights = malloc((size_t)o->m * K * sizeof *o->weights + 1);
     for (int t = 0; t < o->m; t++) {
         token_row(c, iteration, o->first + t, data + (size_t)t * row, scale + (size_t)t * blocks);
-        route_token(c, iteration, o->first + t, o->ids + (size_t)t * K,
-                    o->weights + (size_t)t * K);
+        route_token(c, iteration, o->first + t, o->ids + (size_t)t * K, o->weights + (size_t)t * K);
         if (o->mode == EP_NORMAL) count_sums(u, tp, layer_of(iteration), o->ids + (size_t)t * K);
     }
-    o->x = (struct amat){c->dispatch, c->hidden, data, c->hidden,
-                         c->dispatch == DT_E4M3 ? scale : NULL, (int)blocks};
+    o->x = (struct amat){
+        c->dispatch, c->hidden, data, c->hidden, c->dispatch == DT_E4M3 ? scale : NULL,
+        (int)blocks};
     if (c->dispatch != DT_E4M3) free(scale);
     jitter(u, iteration, 1);
     CHECK(ep_dispatch_begin(u->g, op, layer_of(iteration), o->mode, o->m, &o->x, o->ids,
-                            o->weights) == OK, "begin");
+                            o->weights) == OK,
+          "begin");
     /* ids and weights were copied; nobody may need ours. */
     memset(o->ids, 0x7f, (size_t)o->m * K * sizeof *o->ids);
     memset(o->weights, 0x7f, (size_t)o->m * K * sizeof *o->weights);
@@ -352,7 +352,8 @@ static void check_row(struct unit *u, int iteration, const struct ep_recv *r, in
     CHECK(memcmp(got, data, (size_t)c->hidden * size) == 0, "row %d is not token %d", at, token);
     if (c->dispatch == DT_E4M3)
         CHECK(memcmp(r->x.scale + (size_t)at * (size_t)r->x.lds, scale,
-                     (size_t)fp8_blocks(c->hidden) * sizeof *scale) == 0, "scales of row %d", at);
+                     (size_t)fp8_blocks(c->hidden) * sizeof *scale) == 0,
+              "scales of row %d", at);
     free(data);
     u->checked_rows++;
 }
@@ -365,8 +366,8 @@ static void *experts(struct unit *u, int iteration, const struct ep_recv *r, int
     size_t H = (size_t)c->hidden, size = dtype_bytes(c->y);
     char *y = malloc((size_t)r->total * H * size + 1);
     float *row = malloc(H * sizeof *row);
-    const int32_t *experts_here = u->expert_of_slot + layer_of(iteration) * u->slots +
-                                  u->rank * u->local;
+    const int32_t *experts_here =
+        u->expert_of_slot + layer_of(iteration) * u->slots + u->rank * u->local;
     memset(y, 0xff, (size_t)r->total * H * size);
     for (int l = 0; l < r->groups; l++) {
         CHECK(r->begin[l] % u->c->align == 0 || r->rows[l] == 0, "begin %d", r->begin[l]);
@@ -375,8 +376,7 @@ static void *experts(struct unit *u, int iteration, const struct ep_recv *r, int
             int at = r->begin[l] + i;
             size_t in = (size_t)at * (size_t)r->x.ld * dtype_bytes(c->dispatch);
             check_row(u, iteration, r, at, tokens[l][done[l]++]);
-            expert_row(c, experts_here[l],
-                       (const char *)r->x.data + in,
+            expert_row(c, experts_here[l], (const char *)r->x.data + in,
                        r->x.scale ? r->x.scale + (size_t)at * (size_t)r->x.lds : NULL, row);
             for (size_t j = 0; j < H; j++) {
                 if (c->y == DT_F32) memcpy(y + ((size_t)at * H + j) * 4, &row[j], 4);
@@ -505,10 +505,16 @@ static uint64_t run_case(const struct test_case *c, int ranks_per_node, bool *wh
         if (*whole) *whole = place_whole(&u, tp, l, experts);
     }
     struct waiter waiter = {.transport = t};
-    struct ep_params p = {.experts = c->experts, .slots = u.slots, .topk = c->topk,
-                          .hidden = c->hidden, .n_group = c->n_group, .max_tokens = c->tokens,
-                          .chunk_tokens = c->tokens, .recv_rows_factor = c->factor,
-                          .row_align = c->align, .dispatch_type = c->dispatch,
+    struct ep_params p = {.experts = c->experts,
+                          .slots = u.slots,
+                          .topk = c->topk,
+                          .hidden = c->hidden,
+                          .n_group = c->n_group,
+                          .max_tokens = c->tokens,
+                          .chunk_tokens = c->tokens,
+                          .recv_rows_factor = c->factor,
+                          .row_align = c->align,
+                          .dispatch_type = c->dispatch,
                           .combine_type = c->combine};
     if (c->pattern == ANY || c->pattern == HOT) p.chunk_tokens = c->tokens / u.ranks + 1;
     if (c->pattern == ANY || c->pattern == HOT) p.max_tokens = p.chunk_tokens;
@@ -562,8 +568,8 @@ static void run_both(const struct test_case *c, int ranks_per_node)
     if (rank == 0)
         printf("      to other nodes: %.3f MB with whole groups, %.3f MB apart\n",
                (double)less * 1e-6, (double)more * 1e-6);
-    bool overflow = strstr(c->name, "overflow") != NULL; /* rows, where a rank needs rounds */
-    if (less < more || c->modes != 1 || overflow) return;   /* low latency: always rows */
+    bool overflow = strstr(c->name, "overflow") != NULL;  /* rows, where a rank needs rounds */
+    if (less < more || c->modes != 1 || overflow) return; /* low latency: always rows */
     fprintf(stderr, "FAILED case %s: whole groups save nothing\n", c->name);
     MPI_Abort(MPI_COMM_WORLD, 1);
 }

@@ -68,7 +68,8 @@ static enum status keep_logits(void *arg, int mb)
 static void make_experts(struct fixture *x)
 {
     const struct model_config *c = checkpoint_config(x->ck);
-    struct eplb_shape shape = {model_config_moe_layers(c), c->experts, c->n_group, c->experts, 1, 1};
+    struct eplb_shape shape = {
+        model_config_moe_layers(c), c->experts, c->n_group, c->experts, 1, 1};
     must(eplb_place(&shape, 0, &x->place));
     int32_t *slots = calloc((size_t)(c->layers * c->experts), sizeof *slots);
     x->replica = calloc((size_t)c->layers, sizeof *x->replica);

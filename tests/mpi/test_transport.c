@@ -20,14 +20,14 @@
 static int rank, ranks;
 static const char *running = "";
 
-#define CHECK(ok, ...)                                                                \
-    do {                                                                              \
-        if (!(ok)) {                                                                  \
-            fprintf(stderr, "FAILED rank %d %s: ", rank, running);                    \
-            fprintf(stderr, __VA_ARGS__);                                             \
-            fprintf(stderr, " [%s:%d] %s\n", __FILE__, __LINE__, error_text());       \
-            MPI_Abort(MPI_COMM_WORLD, 1);                                             \
-        }                                                                             \
+#define CHECK(ok, ...)                                                          \
+    do {                                                                        \
+        if (!(ok)) {                                                            \
+            fprintf(stderr, "FAILED rank %d %s: ", rank, running);              \
+            fprintf(stderr, __VA_ARGS__);                                       \
+            fprintf(stderr, " [%s:%d] %s\n", __FILE__, __LINE__, error_text()); \
+            MPI_Abort(MPI_COMM_WORLD, 1);                                       \
+        }                                                                       \
     } while (0)
 
 static void on_alarm(int sig)
@@ -48,8 +48,8 @@ static unsigned pair_missing(void *arg)
 {
     struct pair *p = arg;
     uint64_t have = transport_signal_value(p->w, p->signal);
-    CHECK(have <= p->want, "signal %d is %llu, expected %llu", p->signal,
-          (unsigned long long)have, (unsigned long long)p->want);
+    CHECK(have <= p->want, "signal %d is %llu, expected %llu", p->signal, (unsigned long long)have,
+          (unsigned long long)p->want);
     return (unsigned)(p->want - have);
 }
 
@@ -87,7 +87,8 @@ static void test_sizes(struct transport *t, struct waiter *wt)
         for (int p = 0; p < ranks; p++)
             for (size_t i = 0; i < sizes[r]; i += 1 + sizes[r] / 999)
                 CHECK(own[((size_t)(r & 1) * (size_t)ranks + (size_t)p) * MAX_BYTES + i] ==
-                          (char)byte_at(p, rank, r, i), "byte %zu of %d, size %zu", i, p, sizes[r]);
+                          (char)byte_at(p, rank, r, i),
+                      "byte %zu of %d, size %zu", i, p, sizes[r]);
     }
     transport_window_destroy(t, w);
     free(buf);

@@ -16,12 +16,12 @@
 #include "account/summary.h"
 #include "core/rng.h"
 
-#define ASSERT_NEAR(value, expected, tolerance)                                        \
-    do {                                                                               \
-        double v_ = (value), e_ = (expected), t_ = (tolerance);                        \
+#define ASSERT_NEAR(value, expected, tolerance)                                               \
+    do {                                                                                      \
+        double v_ = (value), e_ = (expected), t_ = (tolerance);                               \
         printf("# %s = %.9g, expected %.9g, %.1f %% of the tolerance used\n", #value, v_, e_, \
-               fabs(v_ - e_) / t_ * 100);                                              \
-        assert_true(fabs(v_ - e_) <= t_);                                              \
+               fabs(v_ - e_) / t_ * 100);                                                     \
+        assert_true(fabs(v_ - e_) <= t_);                                                     \
     } while (0)
 
 static const struct account_prices published = {2.0, 0.14, 0.55, 2.19};
@@ -118,8 +118,13 @@ static struct request_row answered(int64_t index, int32_t prompt, int32_t cached
 static struct rank_row rank_of(const char *role, int attempt, int rank, int node, int local,
                                double compute)
 {
-    struct rank_row r = {.attempt = attempt, .rank = rank, .node = node, .local = local,
-                         .compute_s = compute, .exposed_comm_s = 1, .idle_s = 3 - compute};
+    struct rank_row r = {.attempt = attempt,
+                         .rank = rank,
+                         .node = node,
+                         .local = local,
+                         .compute_s = compute,
+                         .exposed_comm_s = 1,
+                         .idle_s = 3 - compute};
     snprintf(r.role, sizeof r.role, "%s", role);
     return r;
 }
@@ -134,8 +139,13 @@ static void fill(struct summary *s)
     }
     struct request_row failed = {.status = REQUEST_FAILED, .prompt_tokens = 9};
     summary_add_request(s, &failed);
-    struct step_row step = {.t_start = 2, .duration = 1, .tokens = 320,
-                            .attn_mean = 10, .attn_max = 15, .expert_mean = 4, .expert_max = 4};
+    struct step_row step = {.t_start = 2,
+                            .duration = 1,
+                            .tokens = 320,
+                            .attn_mean = 10,
+                            .attn_max = 15,
+                            .expert_mean = 4,
+                            .expert_max = 4};
     summary_add_step(s, STEP_PREFILL, &step);
     step = (struct step_row){.t_start = 3, .duration = 1, .tokens = 8, .kv_mean = 1, .kv_max = 3};
     summary_add_step(s, STEP_DECODE, &step);
@@ -144,15 +154,15 @@ static void fill(struct summary *s)
     struct rank_row old = rank_of("decode", 0, 0, 9, 0, 3);
     summary_add_rank(s, &old); /* forgotten when the next attempt's rows come */
     for (int i = 0; i < 2; i++) {
-        struct rank_row p = rank_of("prefill", 1, i, i, i, 1), d = rank_of("decode", 1, 2 + i, 1, i,
-                                                                           1 + i);
+        struct rank_row p = rank_of("prefill", 1, i, i, i, 1),
+                        d = rank_of("decode", 1, 2 + i, 1, i, 1 + i);
         summary_add_rank(s, &p);
         summary_add_rank(s, &d);
     }
     struct attempt_row a = {.ranks = 1, .nodes = 1, .wall_s = 10, .gpu_s = 10, .isa = "portable"};
     summary_add_attempt(s, &a);
-    a = (struct attempt_row){.ranks = 4, .nodes = 2, .wall_s = 10, .gpu_s = 40, .isa = "avx2",
-                             .transport = "shm"};
+    a = (struct attempt_row){
+        .ranks = 4, .nodes = 2, .wall_s = 10, .gpu_s = 40, .isa = "avx2", .transport = "shm"};
     summary_add_attempt(s, &a);
     summary_finish(s, &published);
 }

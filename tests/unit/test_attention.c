@@ -29,7 +29,7 @@ static void test_prefill(void **state)
     (void)state;
     static const int shapes[][5] = {
         /* heads, nope, rope, v, tokens */
-        {3, 6, 4, 10, 1},   {2, 6, 4, 20, 67},     {1, 2, 2, 2, 130}, {3, 34, 6, 66, 65},
+        {3, 6, 4, 10, 1},       {2, 6, 4, 20, 67},       {1, 2, 2, 2, 130},    {3, 34, 6, 66, 65},
         {2, 128, 64, 128, 150}, {1, 18, 14, 33 + 1, 64}, {1, 64, 64, 32, 129},
     };
     for (int isa = 0; isa < ISA_COUNT; isa++) {
@@ -72,8 +72,7 @@ static void test_decode(void **state)
                 free(out);
                 batch_free(&b);
             }
-            check_share(t ? "decode bf16" : "decode f32", (enum isa)isa, worst,
-                        tolerance_of(type));
+            check_share(t ? "decode bf16" : "decode f32", (enum isa)isa, worst, tolerance_of(type));
         }
     }
 }
@@ -245,9 +244,9 @@ static void test_kv_write(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prefill), cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_prefill),       cmocka_unit_test(test_decode),
         cmocka_unit_test(test_decode_limits), cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_rope),
         cmocka_unit_test(test_kv_write),
     };
     return cmocka_run_group_tests(tests, 0, 0);

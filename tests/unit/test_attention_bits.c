@@ -122,9 +122,23 @@ static void test_polls(void **state)
     lane.poll_arg = &polls;
     float *out = malloc((size_t)(TOTAL * 2 * 64) * sizeof *out);
     struct mla_prefill_args a = {
-        .kv_type = DT_F32, .heads = 2, .dim_nope = 64, .dim_rope = 32, .dim_v = 64,
-        .softmax_scale = s.scale, .m = TOTAL, .q = s.q, .ldq = 192, .k_nope = s.k, .v = s.val,
-        .ldk = 128, .ldv = 128, .k_rope = s.kr, .ldr = 32, .out = out, .ldo = 128,
+        .kv_type = DT_F32,
+        .heads = 2,
+        .dim_nope = 64,
+        .dim_rope = 32,
+        .dim_v = 64,
+        .softmax_scale = s.scale,
+        .m = TOTAL,
+        .q = s.q,
+        .ldq = 192,
+        .k_nope = s.k,
+        .v = s.val,
+        .ldk = 128,
+        .ldv = 128,
+        .k_rope = s.kr,
+        .ldr = 32,
+        .out = out,
+        .ldo = 128,
     };
     k.mla_prefill(&lane, &a);
     assert_true(polls > 5); /* several milliseconds at one poll per 200 us or slower tile */
@@ -135,8 +149,10 @@ static void test_polls(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prefill_chunks_and_threads), cmocka_unit_test(test_prefill_mask),
-        cmocka_unit_test(test_decode_batch_pages_threads), cmocka_unit_test(test_polls),
+        cmocka_unit_test(test_prefill_chunks_and_threads),
+        cmocka_unit_test(test_prefill_mask),
+        cmocka_unit_test(test_decode_batch_pages_threads),
+        cmocka_unit_test(test_polls),
     };
     return cmocka_run_group_tests(tests, 0, 0);
 }

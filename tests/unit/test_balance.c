@@ -53,15 +53,14 @@ static void test_replica(void **state)
         struct eplb_shape shape;
         int per_node;
         double limit;
-    } cases[] = {{{1, 256, 8, 288, 32, 4}, 8, 1.02},   {{1, 256, 8, 288, 144, 18}, 8, 1.02},
-                 {{1, 16, 1, 32, 8, 1}, 8, 1.05},      {{1, 16, 1, 32, 8, 1}, 1, 1.05},
-                 {{1, 16, 1, 40, 8, 1}, 3, 1.05},      {{1, 8, 1, 8, 8, 1}, 4, 1.0},
+    } cases[] = {{{1, 256, 8, 288, 32, 4}, 8, 1.02}, {{1, 256, 8, 288, 144, 18}, 8, 1.02},
+                 {{1, 16, 1, 32, 8, 1}, 8, 1.05},    {{1, 16, 1, 32, 8, 1}, 1, 1.05},
+                 {{1, 16, 1, 40, 8, 1}, 3, 1.05},    {{1, 8, 1, 8, 8, 1}, 4, 1.0},
                  {{1, 4, 1, 28, 7, 1}, 2, 1.05}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const struct eplb_shape *s = &cases[c].shape;
         float load[256];
-        for (int e = 0; e < s->experts; e++)
-            load[e] = (float)exp(1.5 * rng_normal(c, (uint64_t)e));
+        for (int e = 0; e < s->experts; e++) load[e] = (float)exp(1.5 * rng_normal(c, (uint64_t)e));
         struct placement p;
         assert_int_equal(eplb_place(s, load, &p), OK);
         struct replica_table *t = calloc((size_t)s->ranks, sizeof *t);
@@ -109,8 +108,11 @@ static void test_replica_locality(void **state)
         for (int e = 0; e < 15; e++) count[e] = e ? 1 : 2;
         expert_slot[0] = 0;
         expert_slot[1] = second;
-        struct placement p = {.shape = {1, 15, 1, 16, 8, 2}, .slots_per_rank = 2,
-                              .max_replicas = 2, .slot_expert = slot_expert, .count = count,
+        struct placement p = {.shape = {1, 15, 1, 16, 8, 2},
+                              .slots_per_rank = 2,
+                              .max_replicas = 2,
+                              .slot_expert = slot_expert,
+                              .count = count,
                               .expert_slot = expert_slot};
         struct replica_table t[8];
         for (int r = 0; r < 8; r++) assert_int_equal(replica_table_build(&p, 0, 4, r, &t[r]), OK);
@@ -166,8 +168,12 @@ static void test_prefill_room(void **state)
     (void)state;
     struct prefill_balance b;
     struct decode_balance d;
-    struct decode_limits limits = {.units = 1, .ranks_per_unit = 3, .pages = 10, .page_tokens = 4,
-                                   .max_batch = 2, .high_water = 0.9};
+    struct decode_limits limits = {.units = 1,
+                                   .ranks_per_unit = 3,
+                                   .pages = 10,
+                                   .page_tokens = 4,
+                                   .max_batch = 2,
+                                   .high_water = 0.9};
     bool may[3];
     assert_int_equal(prefill_balance_init(&b, 1, 3, NULL), OK);
     assert_int_equal(decode_balance_init(&d, &limits), OK);
@@ -276,8 +282,9 @@ static void test_microbatch_cut(void **state)
         struct prefill_piece pieces[12];
         int n = 1 + (int)(rng_u64(key, 0) % 12);
         double total = 0, largest = 0;
-        struct prefill_weights w = key % 3 == 0 ? attention : key % 3 == 1 ? tokens
-                                                            : prefill_weights_default();
+        struct prefill_weights w = key % 3 == 0   ? attention
+                                   : key % 3 == 1 ? tokens
+                                                  : prefill_weights_default();
         for (int i = 0; i < n; i++) {
             pieces[i].pos0 = (uint32_t)(rng_u64(key, 2u * (uint64_t)i + 1) % 5000);
             pieces[i].n = 1 + (uint32_t)(rng_u64(key, 2u * (uint64_t)i + 2) % 3000);
@@ -285,8 +292,8 @@ static void test_microbatch_cut(void **state)
             largest = fmax(largest, prefill_work(&w, pieces[i].pos0 + pieces[i].n - 1, 1));
         }
         cut = microbatch_cut(&w, pieces, n);
-        assert_true(cut.piece <= n && (cut.piece < n ? cut.tokens < pieces[cut.piece].n
-                                                     : cut.tokens == 0));
+        assert_true(cut.piece <= n &&
+                    (cut.piece < n ? cut.tokens < pieces[cut.piece].n : cut.tokens == 0));
         double first = work_before(&w, pieces, cut);
         double apart = fabs(2 * first - total) / largest;
         worst = fmax(worst, apart);
@@ -298,12 +305,12 @@ static void test_microbatch_cut(void **state)
 static void test_expected_pages(void **state)
 {
     (void)state;
-    assert_int_equal(decode_expected_pages(100, 28, 0, 0, 64), 2);   /* 128 tokens */
+    assert_int_equal(decode_expected_pages(100, 28, 0, 0, 64), 2); /* 128 tokens */
     assert_int_equal(decode_expected_pages(100, 29, 0, 0, 64), 3);
     assert_int_equal(decode_expected_pages(100, 1000, 0, 20.5, 64), 2); /* mean 21 */
     assert_int_equal(decode_expected_pages(100, 1000, 0, 28.5, 64), 3);
     assert_int_equal(decode_expected_pages(100, 10, 0, 500, 64), 2);
-    assert_int_equal(decode_expected_pages(64, 0, 0, 0, 64), 2);     /* prompt + 1 token */
+    assert_int_equal(decode_expected_pages(64, 0, 0, 0, 64), 2);       /* prompt + 1 token */
     assert_int_equal(decode_expected_pages(0, 1000, 200, 100, 64), 5); /* past the mean: 264 */
     assert_int_equal(decode_expected_pages(0, 210, 200, 100, 64), 4);
 }
@@ -311,8 +318,12 @@ static void test_expected_pages(void **state)
 static void test_decode_admission(void **state)
 {
     (void)state;
-    struct decode_limits l = {.units = 1, .ranks_per_unit = 2, .pages = 100, .page_tokens = 64,
-                              .max_batch = 4, .high_water = 0.95};
+    struct decode_limits l = {.units = 1,
+                              .ranks_per_unit = 2,
+                              .pages = 100,
+                              .page_tokens = 64,
+                              .max_batch = 4,
+                              .high_water = 0.95};
     struct decode_balance b;
     assert_int_equal(decode_balance_init(&b, &l), OK);
     /* An empty rank takes what fits now even if it may outgrow the pool's high water... */
@@ -353,8 +364,12 @@ static void test_decode_quality(void **state)
 {
     (void)state;
     enum { RANKS = 36, RUNNING = 36 * 40, STEPS = 20000 };
-    struct decode_limits l = {.units = 2, .ranks_per_unit = RANKS / 2, .pages = 2000,
-                              .page_tokens = 64, .max_batch = 64, .high_water = 0.95};
+    struct decode_limits l = {.units = 2,
+                              .ranks_per_unit = RANKS / 2,
+                              .pages = 2000,
+                              .page_tokens = 64,
+                              .max_batch = 64,
+                              .high_water = 0.95};
     struct decode_balance b;
     assert_int_equal(decode_balance_init(&b, &l), OK);
     static int rank_of[RUNNING];
@@ -384,7 +399,8 @@ static void test_decode_quality(void **state)
         count_worst = fmax(count_worst, most_count * RANKS / (double)requests);
     }
     printf("# decode ranks: most pages %.3f x mean, limit 1.12; most requests %.3f x mean, limit "
-           "1.12\n", pages_worst, count_worst);
+           "1.12\n",
+           pages_worst, count_worst);
     assert_true(pages_worst < 1.12 && count_worst < 1.12);
     for (size_t k = 0; k < RUNNING; k++)
         if (rank_of[k] >= 0) decode_balance_remove(&b, rank_of[k], pages_of[k]);
@@ -396,10 +412,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replica),          cmocka_unit_test(test_replica_locality),
-        cmocka_unit_test(test_prefill_pick),   cmocka_unit_test(test_prefill_room),     cmocka_unit_test(test_prefill_quality),
-        cmocka_unit_test(test_chunk_fill),       cmocka_unit_test(test_microbatch_cut),
-        cmocka_unit_test(test_expected_pages),   cmocka_unit_test(test_decode_admission),
-        cmocka_unit_test(test_decode_quality),
+        cmocka_unit_test(test_prefill_pick),     cmocka_unit_test(test_prefill_room),
+        cmocka_unit_test(test_prefill_quality),  cmocka_unit_test(test_chunk_fill),
+        cmocka_unit_test(test_microbatch_cut),   cmocka_unit_test(test_expected_pages),
+        cmocka_unit_test(test_decode_admission), cmocka_unit_test(test_decode_quality),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -148,9 +148,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gpus),
-        cmocka_unit_test(test_cores_of_their_own), cmocka_unit_test(test_shared_but_wide_enough),
-        cmocka_unit_test(test_overlap),            cmocka_unit_test(test_hyperthreads),
-        cmocka_unit_test(test_too_many_threads),   cmocka_unit_test(test_not_bound),
+        cmocka_unit_test(test_cores_of_their_own),
+        cmocka_unit_test(test_shared_but_wide_enough),
+        cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_hyperthreads),
+        cmocka_unit_test(test_too_many_threads),
+        cmocka_unit_test(test_not_bound),
         cmocka_unit_test(test_omp),
     };
     return cmocka_run_group_tests(tests, 0, 0);

@@ -133,7 +133,8 @@ static void test_usage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_make_show), cmocka_unit_test(test_show_json),
+        cmocka_unit_test(test_make_show),
+        cmocka_unit_test(test_show_json),
         cmocka_unit_test(test_usage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,10 +127,13 @@ static char *edited(const char *base, const char *edit)
     json_t *v;
     assert_non_null(o);
     assert_non_null(e);
-    json_object_foreach(e, key, v) {
+    json_object_foreach(e, key, v)
+    {
         const char *s = json_string_value(v);
-        if (s && strcmp(s, "~") == 0) json_object_del(o, key);
-        else json_object_set(o, key, v);
+        if (s && strcmp(s, "~") == 0)
+            json_object_del(o, key);
+        else
+            json_object_set(o, key, v);
     }
     char *text = json_dumps(o, 0);
     json_decref(o);
@@ -163,8 +166,10 @@ static void test_yarn(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char edit[256];
-        snprintf(edit, sizeof edit, "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 40, "
-                 "\"original_max_position_embeddings\": 4096, %s}}", cases[i].rope);
+        snprintf(edit, sizeof edit,
+                 "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 40, "
+                 "\"original_max_position_embeddings\": 4096, %s}}",
+                 cases[i].rope);
         struct model_config c = parse_edited(config_v3, edit);
         near(model_config_rope_scale(&c), cases[i].cos_sin, 6e-4);
         near(model_config_softmax_scale(&c) * sqrt(192), cases[i].softmax, 6e-4);
@@ -261,13 +266,15 @@ static void test_refused(void **state)
          "quantization_config.quant_method is \"gptq\", expected \"fp8\""},
         {"v3", "{\"quantization_config\": {\"quant_method\": \"fp8\"}}",
          "quantization_config.weight_block_size is missing, expected [128, 128]"},
-        {"v3", "{\"quantization_config\": {\"quant_method\": \"fp8\", "
-               "\"weight_block_size\": [64, 128]}}",
+        {"v3",
+         "{\"quantization_config\": {\"quant_method\": \"fp8\", "
+         "\"weight_block_size\": [64, 128]}}",
          "weight_block_size is [64,128], expected [128, 128]"},
         {"v3", "{\"quantization_config\": {\"quant_method\": \"fp8\", \"fmt\": \"e5m2\"}}",
          "quantization_config.fmt is \"e5m2\", expected \"e4m3\""},
-        {"v3", "{\"quantization_config\": {\"quant_method\": \"fp8\", "
-               "\"activation_scheme\": \"static\"}}",
+        {"v3",
+         "{\"quantization_config\": {\"quant_method\": \"fp8\", "
+         "\"activation_scheme\": \"static\"}}",
          "activation_scheme is \"static\", expected \"dynamic\""},
         {"v3", "{\"eos_token_id\": \"</s>\"}", "eos_token_id is \"</s>\", expected a token id"},
         {"v3", "{\"eos_token_id\": [1, -2]}", "eos_token_id is [1,-2], expected a token id"},
@@ -276,9 +283,9 @@ static void test_refused(void **state)
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const char *base = strcmp(cases[i].base, "v2") == 0    ? config_v2 :
-                           strcmp(cases[i].base, "saved") == 0 ? config_v3_saved :
-                                                                 config_v3;
+        const char *base = strcmp(cases[i].base, "v2") == 0      ? config_v2
+                           : strcmp(cases[i].base, "saved") == 0 ? config_v3_saved
+                                                                 : config_v3;
         char *text = edited(base, cases[i].edit);
         struct model_config c = {.vocab = -7};
         error_clear();
@@ -307,8 +314,8 @@ static void test_not_json(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct model_config c;
         error_clear();
-        enum status st = model_config_parse("d/config.json", cases[i].text,
-                                            strlen(cases[i].text), NULL, 0, &c);
+        enum status st =
+            model_config_parse("d/config.json", cases[i].text, strlen(cases[i].text), NULL, 0, &c);
         assert_int_equal(st, ERR_INPUT);
         if (!strstr(error_text(), cases[i].message)) fail_msg("%s", error_text());
     }
@@ -351,8 +358,10 @@ static void test_write_read(void **state)
 {
     static const struct {
         const char *like, *const *text;
-    } cases[] = {{"deepseek-v3", &config_v3}, {"deepseek-v2", &config_v2},
-                 {"deepseek-v2-lite", &config_v2_lite}, {"kimi-k2", &config_kimi_k2},
+    } cases[] = {{"deepseek-v3", &config_v3},
+                 {"deepseek-v2", &config_v2},
+                 {"deepseek-v2-lite", &config_v2_lite},
+                 {"kimi-k2", &config_kimi_k2},
                  {"moonlight", &config_moonlight}};
     (void)state;
     char *dir = fixture_dir();
@@ -394,12 +403,18 @@ static void test_rank_sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_v3),          cmocka_unit_test(test_v2),
-        cmocka_unit_test(test_v2_lite),     cmocka_unit_test(test_kimi_and_moonlight),
-        cmocka_unit_test(test_saved),       cmocka_unit_test(test_yarn),
-        cmocka_unit_test(test_accepted_variants), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_not_json),    cmocka_unit_test(test_generation_config),
-        cmocka_unit_test(test_write_read),  cmocka_unit_test(test_rank_sizes),
+        cmocka_unit_test(test_v3),
+        cmocka_unit_test(test_v2),
+        cmocka_unit_test(test_v2_lite),
+        cmocka_unit_test(test_kimi_and_moonlight),
+        cmocka_unit_test(test_saved),
+        cmocka_unit_test(test_yarn),
+        cmocka_unit_test(test_accepted_variants),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_not_json),
+        cmocka_unit_test(test_generation_config),
+        cmocka_unit_test(test_write_read),
+        cmocka_unit_test(test_rank_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,18 +27,19 @@ static enum status parse_image(const char *header, int64_t length, size_t data,
     return safetensors_parse("dir/m.safetensors", image, 8 + n + data, st);
 }
 
-#define T(name, dtype, shape, from, to) \
-    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" from "," to "]}"
+#define T(name, dtype, shape, from, to)                                                            \
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" from "," to "]" \
+                                                                                               "}"
 
 static void test_good_header(void **state)
 {
     (void)state;
     struct safetensors st;
-    enum status s = parse_image("{\"__metadata__\":{\"format\":\"pt\"},"
-                                T("b", "BF16", "[2,3]", "8", "20") ","
-                                T("a", "F32", "[2]", "0", "8") ","
-                                T("e", "F8_E4M3", "[0,4]", "3", "3") ","
-                                T("s", "F8_E8M0", "[]", "20", "21") "}  ", -1, 21, &st);
+    enum status s = parse_image(
+        "{\"__metadata__\":{\"format\":\"pt\"}," T("b", "BF16", "[2,3]", "8", "20") "," T(
+            "a", "F32", "[2]", "0", "8") "," T("e", "F8_E4M3", "[0,4]", "3",
+                                               "3") "," T("s", "F8_E8M0", "[]", "20", "21") "}  ",
+        -1, 21, &st);
     if (s != OK) fail_msg("%s", error_text());
     assert_int_equal(st.count, 4);
     assert_string_equal(st.tensor[0].name, "a");
@@ -129,8 +130,9 @@ static void test_scan(void **state)
     } cases[] = {
         {"{}", true},
         {" { } \n", true},
-        {"{\"__metadata__\":{\"format\":\"pt\",\"q\":\"\\u00e9 \\\"\"},"
-         T("a", "F32", "[2]", "0", "8") "}", true},
+        {"{\"__metadata__\":{\"format\":\"pt\",\"q\":\"\\u00e9 \\\"\"}," T("a", "F32", "[2]", "0",
+                                                                           "8") "}",
+         true},
         {"{\"__metadata__\": {} }", true},
         {"{" T("b", "BF16", "[2,3]", "8", "20") " , " T("a", "F32", "[ 2 ]", " 0 ", "8") "}  ",
          true},
@@ -157,8 +159,11 @@ static void test_scan(void **state)
         image[0] = (uint8_t)n;
         image[1] = (uint8_t)(n >> 8);
         memcpy(image + 8, cases[i].header, n);
-        struct safetensors s = {.path = (char[]){"f"}, .map = image, .map_bytes = bytes,
-                                .header_bytes = 8 + n}, a, b;
+        struct safetensors s = {.path = (char[]){"f"},
+                                .map = image,
+                                .map_bytes = bytes,
+                                .header_bytes = 8 + n},
+                           a, b;
         if (safetensors_scan(&s) != cases[i].scanned) fail_msg("scanned: %s", cases[i].header);
         free(s.tensor);
         free(s.names);
@@ -311,10 +316,10 @@ static void test_duplicate(void **state)
 /* ---- validation: the tensors of `tiny` with one of them changed ---- */
 
 struct change {
-    const char *name;  /* which tensor; "name_scale_inv" for its scales */
+    const char *name; /* which tensor; "name_scale_inv" for its scales */
     bool drop;
-    int dtype;         /* -1: as it is */
-    int64_t rows;      /* 0: as it is */
+    int dtype;    /* -1: as it is */
+    int64_t rows; /* 0: as it is */
     const char *message;
 };
 
@@ -360,10 +365,12 @@ static enum status validate_changed(const struct model_config *cfg, bool fp8,
     assert_int_equal(writer_create(dir, &b.w), OK);
     assert_int_equal(tensor_specs_visit(cfg, declare_spec, &b), OK);
     /* What real files carry beyond the table. */
-    assert_int_equal(writer_declare(b.w, "model.layers.9.mlp.gate.weight", TENSOR_I64, 1,
-                                    (int64_t[]){3}, &id), OK);
-    assert_int_equal(writer_declare(b.w, "model.layers.0.self_attn.rotary_emb.inv_freq",
-                                    TENSOR_F32, 1, (int64_t[]){2}, &id), OK);
+    assert_int_equal(
+        writer_declare(b.w, "model.layers.9.mlp.gate.weight", TENSOR_I64, 1, (int64_t[]){3}, &id),
+        OK);
+    assert_int_equal(writer_declare(b.w, "model.layers.0.self_attn.rotary_emb.inv_freq", TENSOR_F32,
+                                    1, (int64_t[]){2}, &id),
+                     OK);
     assert_int_equal(writer_begin(b.w, 1), OK);
     assert_int_equal(writer_finish(b.w), OK);
     writer_close(b.w);
@@ -421,8 +428,8 @@ static void test_validate(void **state)
     }
     /* U8 scales hold the same bits as F8_E8M0; a tied model needs no head, a softmax gate no
      * bias, q_lora null a q_proj. */
-    struct change u8 = {"model.layers.0.self_attn.kv_b_proj.weight_scale_inv", false, TENSOR_U8,
-                        0, NULL};
+    struct change u8 = {"model.layers.0.self_attn.kv_b_proj.weight_scale_inv", false, TENSOR_U8, 0,
+                        NULL};
     assert_int_equal(validate_changed(&c, true, &u8), OK);
     c.tie_embeddings = true;
     struct change no_head = {"lm_head.weight", true, -1, 0, NULL};
@@ -438,8 +445,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good_header), cmocka_unit_test(test_bad_headers),
-        cmocka_unit_test(test_scan), cmocka_unit_test(test_directories),
-        cmocka_unit_test(test_duplicate), cmocka_unit_test(test_validate),
+        cmocka_unit_test(test_scan),        cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_duplicate),   cmocka_unit_test(test_validate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -118,8 +118,9 @@ static void check_dir(const char *dir)
     double t3 = clock_now_s();
     compare(&p);
     printf("# %s: %d tensors, %d weights (%d FP8) in %d files; %zu bytes; open %.2f ms, pack "
-           "%.2f, unpack %.3f\n", dir, checkpoint_tensor_count(p.a), p.weights, p.fp8,
-           checkpoint_file_count(p.a), bytes, (t1 - t0) * 1e3, (t2 - t1) * 1e3, (t3 - t2) * 1e3);
+           "%.2f, unpack %.3f\n",
+           dir, checkpoint_tensor_count(p.a), p.weights, p.fp8, checkpoint_file_count(p.a), bytes,
+           (t1 - t0) * 1e3, (t2 - t1) * 1e3, (t3 - t2) * 1e3);
     /* A second rank on the same blob, after the first has gone. */
     checkpoint_close(p.b);
     if (checkpoint_unpack(blob, bytes, &p.b) != OK) fail_msg("%s", error_text());
@@ -157,8 +158,13 @@ static char *make_dir(enum tensor_dtype dtype, int shards)
 static void test_made(void **state)
 {
     (void)state;
-    static const struct { enum tensor_dtype dtype; int shards; } cases[] = {
-        {TENSOR_BF16, 1}, {TENSOR_E4M3, 1}, {TENSOR_E4M3, 5},
+    static const struct {
+        enum tensor_dtype dtype;
+        int shards;
+    } cases[] = {
+        {TENSOR_BF16, 1},
+        {TENSOR_E4M3, 1},
+        {TENSOR_E4M3, 5},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *dir = make_dir(cases[i].dtype, cases[i].shards);
@@ -215,7 +221,8 @@ static void test_changed_files(void **state)
     expect_refused(blob, bytes, ERR_INPUT, "model-00002-of-00003.safetensors: ");
     snprintf(path + 300, 200,
              "%lld bytes, expected the %lld that another rank found: the file "
-             "changed", (long long)sb.st_size + 1, (long long)sb.st_size);
+             "changed",
+             (long long)sb.st_size + 1, (long long)sb.st_size);
     expect_refused(blob, bytes, ERR_INPUT, path + 300);
     assert_int_equal(truncate(path, 3), 0);
     expect_refused(blob, bytes, ERR_INPUT, "00003.safetensors: 3 bytes, expected at least 8");
@@ -275,8 +282,10 @@ static void test_damaged(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_made), cmocka_unit_test(test_published),
-        cmocka_unit_test(test_changed_files), cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_made),
+        cmocka_unit_test(test_published),
+        cmocka_unit_test(test_changed_files),
+        cmocka_unit_test(test_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

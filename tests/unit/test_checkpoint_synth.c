@@ -149,14 +149,14 @@ static void test_values(void **state)
     (void)state;
     float *x = malloc(300 * 200 * sizeof *x);
     for (int t = 0; t < 4; t++) {
-        char *dir = make(ragged(), (struct synth_options){.dtype = types[t], .shards = 1,
-                                                          .seed = 11});
+        char *dir =
+            make(ragged(), (struct synth_options){.dtype = types[t], .shards = 1, .seed = 11});
         struct checkpoint *ck = open_valid(dir);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             struct checkpoint_weight w;
             double mean, deviation;
-            assert_int_equal(checkpoint_weight(ck, cases[i].role, cases[i].layer, cases[i].expert,
-                                               &w), OK);
+            assert_int_equal(
+                checkpoint_weight(ck, cases[i].role, cases[i].layer, cases[i].expert, &w), OK);
             size_t n = (size_t)(w.data.shape[0] * w.data.shape[1]);
             assert_int_equal(w.fp8, types[t] == TENSOR_E4M3 && i < 2);
             assert_int_equal(checkpoint_weight_rows_f32(&w, 0, w.data.shape[0], x), OK);
@@ -180,8 +180,8 @@ static void test_fp8_ragged(void **state)
 {
     (void)state;
     for (int ue8m0 = 0; ue8m0 < 2; ue8m0++) {
-        char *dir = make(ragged(), (struct synth_options){.dtype = TENSOR_E4M3, .shards = 2,
-                                                          .ue8m0 = ue8m0});
+        char *dir = make(ragged(),
+                         (struct synth_options){.dtype = TENSOR_E4M3, .shards = 2, .ue8m0 = ue8m0});
         struct checkpoint *ck = open_valid(dir);
         struct checkpoint_weight w;
         assert_int_equal(checkpoint_config(ck)->quant.fp8, 1);
@@ -196,8 +196,8 @@ static void test_fp8_ragged(void **state)
         assert_int_equal(checkpoint_weight_rows_f32(&w, 253, 7, row), OK); /* across row 256 */
         for (int r = 0; r < 7; r++)
             for (int k = 0; k < 200; k++) {
-                float want = e4m3_to_f32(code[(253 + r) * 200 + k]) *
-                             scale[(253 + r) / 128 * 2 + k / 128];
+                float want =
+                    e4m3_to_f32(code[(253 + r) * 200 + k]) * scale[(253 + r) / 128 * 2 + k / 128];
                 assert_float_equal(row[r * 200 + k], want, 0);
             }
         bool distinct = false;
@@ -236,8 +236,7 @@ static void test_read_types(void **state)
     struct safetensors st;
     float x[2];
     error_clear();
-    if (safetensors_parse("m", image, 8 + n + sizeof data, &st) != OK)
-        fail_msg("%s", error_text());
+    if (safetensors_parse("m", image, 8 + n + sizeof data, &st) != OK) fail_msg("%s", error_text());
     assert_int_equal((uintptr_t)st.tensor[0].data & 1, 1);
     assert_int_equal(tensor_read_f32(&st.tensor[0], 0, 2, x), OK);
     assert_float_equal(x[0], 1, 0);
@@ -372,8 +371,8 @@ static void test_sizes(void **state)
 {
     (void)state;
     for (int fp8 = 0; fp8 < 2; fp8++) {
-        char *dir = make(ragged(), (struct synth_options){
-                                       .dtype = fp8 ? TENSOR_E4M3 : TENSOR_BF16, .shards = 1});
+        char *dir = make(ragged(), (struct synth_options){.dtype = fp8 ? TENSOR_E4M3 : TENSOR_BF16,
+                                                          .shards = 1});
         struct checkpoint *ck = open_valid(dir);
         struct model_sizes announced, stored;
         model_sizes_compute(checkpoint_config(ck), NULL, &announced);

@@ -71,8 +71,8 @@ static void test_values(void **state)
 {
     (void)state;
     struct job j;
-    const char *text =
-        HEAD "# a comment\nisa: avx512_bf16\nbackend: cuda-emu\nnumerics: fp32\n"
+    const char *text = HEAD
+        "# a comment\nisa: avx512_bf16\nbackend: cuda-emu\nnumerics: fp32\n"
         "prefill: {units: 2, ep: 32, redundant_experts: 32, chunk_tokens: 512, overlap: false}\n"
         "decode:\n  ep: 144\n  max_batch: 8\n  microbatches: 1\n"
         "sampling: {temperature: 0.7, top_p: 9.5e-1, seed: 18446744073709551615, logprobs: true}\n"
@@ -189,8 +189,8 @@ static void test_set(void **state)
 {
     (void)state;
     struct job j;
-    const char *ok[] = {"decode.ep=8", "prefill.ep=4", "results=a=b.h5", "sampling.seed=7",
-                        "decode.ep=16", "responses=null"};
+    const char *ok[] = {"decode.ep=8",     "prefill.ep=4", "results=a=b.h5",
+                        "sampling.seed=7", "decode.ep=16", "responses=null"};
     assert_int_equal(read_text(HEAD "responses: x\n", 6, ok, &j), OK);
     assert_true(j.decode.present && j.prefill.present);
     assert_int_equal(j.decode.ep, 16);
@@ -225,7 +225,7 @@ static void test_dump_round_trip(void **state)
         HEAD "mixed: {ep: 3}\nsampling: {temperature: 0.1, top_p: 0.3333333333333333}\n",
         HEAD "prefill: {units: 3}\ndecode: {redundant_experts: 5, overlap: false}\nisa: amx\n",
         ("model: \"null\"\ntokens: \"a: b # c\"\nresults: \"é\\t\\\"\\\\ 'x'\"\ntrace: \"12\"\n"
-        "responses: ' lead'\nexperts: {load: \"-x\"}\nwatchdog_s: 1e-3\nforce: true\n"),
+         "responses: ' lead'\nexperts: {load: \"-x\"}\nwatchdog_s: 1e-3\nforce: true\n"),
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         for (int docs = 0; docs < 2; docs++) {
@@ -262,7 +262,7 @@ static void test_args(void **state)
 {
     (void)state;
     char *path = temp_file(HEAD, strlen(HEAD));
-    char *argv[] = {"run", "--set", "mixed.ep=2", path, "--force", "--set=strict=true",
+    char *argv[] = {"run",     "--set",  "mixed.ep=2",    path, "--force", "--set=strict=true",
                     "--trace", "t.json", "--dump-config", NULL};
     struct job_args args;
     error_clear();
@@ -313,11 +313,19 @@ static void test_prices(void **state)
 static void test_compare(void **state)
 {
     (void)state;
-    const char *before[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "mixed.ep=4",
-                            "sampling.temperature=0.5", "decode=null"};
-    const char *now[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "mixed.ep=4", "mixed.units=2",
-                         "mixed.max_batch=7", "sampling.temperature=0.25", "sampling.seed=9",
-                         "numerics=fp32", "responses=a.jsonl", "resume=true"};
+    const char *before[] = {"model=m",    "tokens=t.jsonl",           "results=r.h5",
+                            "mixed.ep=4", "sampling.temperature=0.5", "decode=null"};
+    const char *now[] = {"model=m",
+                         "tokens=t.jsonl",
+                         "results=r.h5",
+                         "mixed.ep=4",
+                         "mixed.units=2",
+                         "mixed.max_batch=7",
+                         "sampling.temperature=0.25",
+                         "sampling.seed=9",
+                         "numerics=fp32",
+                         "responses=a.jsonl",
+                         "resume=true"};
     static struct job a, b;
     static struct job_changes changes;
     assert_int_equal(job_read(NULL, 6, before, &a), OK);
@@ -333,8 +341,8 @@ static void test_compare(void **state)
     assert_string_equal(changes.free, "responses was null, is a.jsonl; mixed.units was 1, is 2; "
                                       "mixed.max_batch was 128, is 7");
     /* Units of another kind: the sections count, not their keys. */
-    const char *split[] = {"model=m", "tokens=t.jsonl", "results=r.h5", "prefill.ep=2",
-                           "decode.ep=2", "sampling.temperature=0.5"};
+    const char *split[] = {"model=m",      "tokens=t.jsonl", "results=r.h5",
+                           "prefill.ep=2", "decode.ep=2",    "sampling.temperature=0.5"};
     assert_int_equal(job_read(NULL, 6, split, &b), OK);
     assert_int_equal(job_compare(yaml, &b, &changes), OK);
     assert_string_equal(changes.free,
@@ -352,7 +360,7 @@ int main(void)
         cmocka_unit_test(test_errors),   cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_set),      cmocka_unit_test(test_dump_round_trip),
         cmocka_unit_test(test_distance), cmocka_unit_test(test_args),
-        cmocka_unit_test(test_prices),  cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_prices),   cmocka_unit_test(test_compare),
     };
     return cmocka_run_group_tests(tests, 0, 0);
 }

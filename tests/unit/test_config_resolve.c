@@ -23,8 +23,11 @@ static enum status resolve(const char *sets, int ranks, int experts, struct job 
     for (char *s = strtok(copy, " "); s; s = strtok(NULL, " ")) set[n++] = s;
     error_clear();
     assert_int_equal(job_read(NULL, n, set, job), OK);
-    struct job_facts facts = {.ranks = ranks, .ranks_on_node = ranks, .cores_per_node = 8,
-                              .experts = experts, .n_group = 8};
+    struct job_facts facts = {.ranks = ranks,
+                              .ranks_on_node = ranks,
+                              .cores_per_node = 8,
+                              .experts = experts,
+                              .n_group = 8};
     return job_resolve(job, &facts);
 }
 
@@ -90,8 +93,7 @@ static void test_autos(void **state)
 static void test_288_slots(void **state)
 {
     (void)state;
-    static const int legal[] = {2,  3,  4,  6,  8,  9,  12, 16,  18,
-                                24, 32, 36, 48, 72, 96, 144, 288};
+    static const int legal[] = {2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 36, 48, 72, 96, 144, 288};
     size_t k = 0;
     for (int ep = 1; ep <= 300; ep++) {
         bool expected = k < sizeof legal / sizeof *legal && legal[k] == ep;
@@ -157,9 +159,8 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_production),
-        cmocka_unit_test(test_lists), cmocka_unit_test(test_autos),
-        cmocka_unit_test(test_288_slots),
+        cmocka_unit_test(test_production), cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_autos),      cmocka_unit_test(test_288_slots),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, 0, 0);

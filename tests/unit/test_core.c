@@ -89,10 +89,8 @@ static void test_rng_moments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_f16_bf16),
-        cmocka_unit_test(test_crc_and_hash),
-        cmocka_unit_test(test_crc_any_length),
+        cmocka_unit_test(test_e4m3),         cmocka_unit_test(test_f16_bf16),
+        cmocka_unit_test(test_crc_and_hash), cmocka_unit_test(test_crc_any_length),
         cmocka_unit_test(test_rng_moments),
     };
     return cmocka_run_group_tests(tests, 0, 0);

@@ -37,7 +37,7 @@ enum { REC = 40960 }; /* bytes of a record */
 
 struct world {
     char dir[64];
-    char *pool;               /* [POOL][PAGE] what gather reads and scatter fills */
+    char *pool; /* [POOL][PAGE] what gather reads and scatter fills */
 };
 
 static void page_tokens(int prompt, int page, int32_t out[TOKENS])
@@ -399,7 +399,9 @@ static void use_backend(const struct world *w, const char *name)
             if (i < N) {
                 char *mine = buffer + (size_t)i * DISK_BLOCK;
                 if (!pass) memset(mine, i + 1, DISK_BLOCK);
-                r[i] = (struct disk_io_request){.fd = fd, .write = !pass, .buffer = mine,
+                r[i] = (struct disk_io_request){.fd = fd,
+                                                .write = !pass,
+                                                .buffer = mine,
                                                 .bytes = DISK_BLOCK,
                                                 .offset = (uint64_t)(N - 1 - i) * DISK_BLOCK,
                                                 .result = 1};
@@ -418,7 +420,9 @@ static void use_backend(const struct world *w, const char *name)
     }
     for (int i = 0; i < N; i++) assert_int_equal(buffer[(size_t)i * DISK_BLOCK + 99], i + 1);
     assert_null(b->wait(io, 100)); /* nothing is under way */
-    r[0] = (struct disk_io_request){.fd = fd, .buffer = buffer, .bytes = 2 * DISK_BLOCK,
+    r[0] = (struct disk_io_request){.fd = fd,
+                                    .buffer = buffer,
+                                    .bytes = 2 * DISK_BLOCK,
                                     .offset = (uint64_t)(N - 1) * DISK_BLOCK};
     b->submit(io, &r[0]); /* beyond the end */
     assert_ptr_equal(b->wait(io, 1000000), &r[0]);
@@ -447,7 +451,7 @@ static void round_trip(struct world *w, const char *io)
     struct disk_store *s = open_store(w, 1 << 24, 10 * REC, 42, io);
     struct disk_stats st;
     assert_int_equal(put_prompt(w, s, 1, 0, 20), 20);
-    assert_int_equal(put_prompt(w, s, 1, 0, 20), 0);  /* there already */
+    assert_int_equal(put_prompt(w, s, 1, 0, 20), 0); /* there already */
     assert_int_equal(put_prompt(w, s, 2, 0, 12), 12);
     disk_store_seal(s);
     assert_int_equal(get_prompt(w, s, 1, 0, 20), 20);
@@ -760,9 +764,12 @@ static void test_errors(void **state)
 {
     struct world *w = *state;
     struct disk_store *s = NULL;
-    struct disk_store_config c = {.dir = "/no/such/folder", .bytes = 1 << 20,
-                                  .shape = {{1, 2}, TOKENS, PAGE}, .gather = gather,
-                                  .scatter = scatter, .arg = w};
+    struct disk_store_config c = {.dir = "/no/such/folder",
+                                  .bytes = 1 << 20,
+                                  .shape = {{1, 2}, TOKENS, PAGE},
+                                  .gather = gather,
+                                  .scatter = scatter,
+                                  .arg = w};
     assert_int_equal(disk_store_open(&c, &s), ERR_INPUT);
     assert_non_null(strstr(error_text(), "/no/such/folder"));
     error_clear();

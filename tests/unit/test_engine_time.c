@@ -85,8 +85,13 @@ static struct job small_job(int max_batch, int chunk)
     j.threads_per_rank = 1;
     j.ranks_per_node = -1;
     j.kv.page_tokens = 64;
-    j.mixed = (struct job_role){.present = true, .overlap = true, .units = 1, .ep = 1,
-                                .chunk_tokens = chunk, .max_batch = max_batch, .microbatches = 1};
+    j.mixed = (struct job_role){.present = true,
+                                .overlap = true,
+                                .units = 1,
+                                .ep = 1,
+                                .chunk_tokens = chunk,
+                                .max_batch = max_batch,
+                                .microbatches = 1};
     return j;
 }
 
@@ -178,12 +183,13 @@ static void test_monotonic(void **state)
 
 static void test_fit(void **state)
 {
-    double x[5][SPEED_COEFS] = {{1, 1}, {1, 10}, {1, 100}, {1, 3, 0}, {1, 30}}, y[5], c[SPEED_COEFS];
+    double x[5][SPEED_COEFS] = {{1, 1}, {1, 10}, {1, 100}, {1, 3, 0}, {1, 30}}, y[5],
+           c[SPEED_COEFS];
     for (int i = 0; i < 5; i++) y[i] = 2 + 0.5 * x[i][1];
-    host_fit(5, 2, (const double (*)[SPEED_COEFS])x, y, NULL, c);
+    host_fit(5, 2, (const double(*)[SPEED_COEFS])x, y, NULL, c);
     assert_true(fabs(c[0] - 2) < 1e-6 && fabs(c[1] - 0.5) < 1e-6);
     for (int i = 0; i < 5; i++) y[i] = 10 - 0.05 * x[i][1]; /* a falling line: the mean */
-    host_fit(5, 2, (const double (*)[SPEED_COEFS])x, y, NULL, c);
+    host_fit(5, 2, (const double(*)[SPEED_COEFS])x, y, NULL, c);
     assert_true(c[1] >= 0 && c[0] > 0);
     (void)state;
 }
@@ -195,8 +201,14 @@ static void test_decode_step(void **state)
 {
     struct host_speed s = calls_only();
     struct model_config m = small_model();
-    struct engine_unit u = {.host = &s, .model = &m, .decode = true, .fp8 = true, .ep = 1,
-                            .threads = 1, .node_ranks = 1, .busy = 1};
+    struct engine_unit u = {.host = &s,
+                            .model = &m,
+                            .decode = true,
+                            .fp8 = true,
+                            .ep = 1,
+                            .threads = 1,
+                            .node_ranks = 1,
+                            .busy = 1};
     struct engine_step step;
     struct engine_step_time t;
     assert_int_equal(engine_step_create(&u, 1, true, &step), OK);
@@ -285,8 +297,8 @@ static void test_popular_experts_cost_less(void **state)
     double load[2][16] = {{0}};
     for (int i = 0; i < 8; i++) r[i] = (struct engine_request){.prompt = 20, .output = 20};
     for (int e = 0; e < 4; e++) load[1][e] = 1; /* all tokens choose the same four */
-    struct engine_time_setup setup = {.host = &s, .model = &m, .job = &j, .requests = r,
-                                      .n_requests = 8};
+    struct engine_time_setup setup = {
+        .host = &s, .model = &m, .job = &j, .requests = r, .n_requests = 8};
     struct engine_time uniform, skewed;
     assert_int_equal(engine_time_predict(&setup, &uniform), OK);
     setup.expert_load = &load[0][0];
@@ -302,8 +314,8 @@ static void test_unmeasured_ranks(void **state)
     struct job j = small_job(8, 512);
     j.mixed.ep = 4;
     struct engine_request r = {.prompt = 20, .output = 20};
-    struct engine_time_setup setup = {.host = &s, .model = &m, .job = &j, .requests = &r,
-                                      .n_requests = 1};
+    struct engine_time_setup setup = {
+        .host = &s, .model = &m, .job = &j, .requests = &r, .n_requests = 1};
     struct engine_time t;
     assert_int_equal(engine_time_predict(&setup, &t), ERR_INPUT);
     assert_non_null(strstr(error_text(), "mpirun -np 4 moebatch calibrate"));

@@ -46,9 +46,17 @@ static void check_world(const struct world *w)
     int32_t begin[64], total[64], mine[64], group[64], rows[64];
     struct place *place = malloc(100000 * sizeof *place);
     for (int me = 0; me < w->ranks; me++) {
-        struct ep_counted c = {.ranks = w->ranks, .slots = w->slots, .local = w->local,
-                               .rank = me, .cap = w->cap, .align = w->align, .counts = w->counts,
-                               .stride = w->slots, .begin = begin, .total = total, .mine = mine};
+        struct ep_counted c = {.ranks = w->ranks,
+                               .slots = w->slots,
+                               .local = w->local,
+                               .rank = me,
+                               .cap = w->cap,
+                               .align = w->align,
+                               .counts = w->counts,
+                               .stride = w->slots,
+                               .begin = begin,
+                               .total = total,
+                               .mine = mine};
         int messages = 0;
         ep_count(&c);
         for (int d = 0; d < w->ranks; d++) {
@@ -99,15 +107,19 @@ static void check_world(const struct world *w)
 static void test_places(void **state)
 {
     static const int shapes[][4] = {/* ranks, slots, align, cap */
-        {1, 4, 1, 1000}, {2, 8, 1, 7}, {3, 9, 4, 8}, {4, 8, 8, 16}, {4, 24, 1, 1}, {8, 8, 1, 5}};
+                                    {1, 4, 1, 1000}, {2, 8, 1, 7},  {3, 9, 4, 8},
+                                    {4, 8, 8, 16},   {4, 24, 1, 1}, {8, 8, 1, 5}};
     int worlds = 0;
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int trial = 0; trial < 20; trial++) {
             int32_t counts[512];
-            struct world w = {.ranks = shapes[i][0], .slots = shapes[i][1],
-                              .local = shapes[i][1] / shapes[i][0], .align = shapes[i][2],
-                              .cap = shapes[i][3], .counts = counts};
+            struct world w = {.ranks = shapes[i][0],
+                              .slots = shapes[i][1],
+                              .local = shapes[i][1] / shapes[i][0],
+                              .align = shapes[i][2],
+                              .cap = shapes[i][3],
+                              .counts = counts};
             for (int j = 0; j < w.ranks * w.slots; j++) {
                 uint64_t r = rng_u64((uint64_t)trial, i * 1000 + (uint64_t)j);
                 counts[j] = trial == 0 || r % 3 == 0 ? 0 : (int32_t)(r / 3 % 9);
@@ -174,10 +186,10 @@ static void test_reduce(void **state)
     static const int32_t experts[] = {0, 1, 2, 0, 4, 5, 1, 3, 6, 4, 5, 7};
     static const int node_of[] = {0, 0, 1, 1};
     static const int32_t home[] = {0, 0, -1, -1, -1, -1, 1, 1};
-    static const int32_t ids[] = {6, 0, 2, 7, 1,  0, 1, 2, 3, 4,  7, 1, 5, 0, 6};
-    static const int8_t place[] = {0, 1, 2, 0, 3,  0, 1, 2, 3, 4,  0, 1, 2, 3, 0};
-    static const int8_t reduce[] = {1, 0, 0, 1, 0,  0, 0, 0, 0, 0,  1, 0, 0, 0, 1};
-    static const int8_t both[] = {0, 1, 2, 0, 1,  0, 0, 1, 2, 3,  0, 1, 2, 1, 0};
+    static const int32_t ids[] = {6, 0, 2, 7, 1, 0, 1, 2, 3, 4, 7, 1, 5, 0, 6};
+    static const int8_t place[] = {0, 1, 2, 0, 3, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0};
+    static const int8_t reduce[] = {1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1};
+    static const int8_t both[] = {0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 0, 1, 2, 1, 0};
     const bool far[] = {false, true}, none[] = {false, false}, all[] = {true, true};
     struct ep_table t;
     struct ep_route r;
@@ -214,9 +226,16 @@ static void test_reduce(void **state)
 /* DeepSeek-V3's decode unit. */
 static struct ep_params v3(int ep)
 {
-    return (struct ep_params){.ep_size = ep, .nodes = 1, .experts = 256, .slots = 288, .topk = 8,
-                              .hidden = 7168, .n_group = 8, .max_tokens = 64,
-                              .recv_rows_factor = 2, .dispatch_type = DT_E4M3,
+    return (struct ep_params){.ep_size = ep,
+                              .nodes = 1,
+                              .experts = 256,
+                              .slots = 288,
+                              .topk = 8,
+                              .hidden = 7168,
+                              .n_group = 8,
+                              .max_tokens = 64,
+                              .recv_rows_factor = 2,
+                              .dispatch_type = DT_E4M3,
                               .combine_type = DT_BF16};
 }
 
@@ -290,7 +309,8 @@ static void test_reduce_sizes(void **state)
     p.nodes = 3; /* EPLB would not keep groups whole */
     assert_false(ep_reduce_possible(&p));
     printf("#   EP32 on 4 nodes, 1000 tokens: window %.1f MiB, heap %.1f MiB; rows only: %.1f, "
-           "%.1f\n", (double)with.window / 1048576, (double)with.heap / 1048576,
+           "%.1f\n",
+           (double)with.window / 1048576, (double)with.heap / 1048576,
            (double)without.window / 1048576, (double)without.heap / 1048576);
 }
 
@@ -322,8 +342,9 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places), cmocka_unit_test(test_route), cmocka_unit_test(test_table),
-        cmocka_unit_test(test_reduce), cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_reduce_sizes), cmocka_unit_test(test_refusals)};
+        cmocka_unit_test(test_places),  cmocka_unit_test(test_route),
+        cmocka_unit_test(test_table),   cmocka_unit_test(test_reduce),
+        cmocka_unit_test(test_sizes),   cmocka_unit_test(test_reduce_sizes),
+        cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,21 +24,38 @@
 static void test_readme_example(void **state)
 {
     (void)state;
-    static const float load[2][12] = {
-        {90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
-        {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
-    static const int32_t phy2log[2][16] = {
-        {5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
-        {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}};
-    static const int32_t log2phy[2][12][2] = {
-        {{12, -1}, {15, 13}, {11, -1}, {6, -1}, {7, 5}, {0, 2}, {1, -1}, {3, -1}, {4, -1}, {9, -1},
-         {8, 10}, {14, -1}},
-        {{13, -1}, {15, 11}, {8, -1}, {14, -1}, {9, -1}, {10, 12}, {2, 4}, {0, -1}, {6, 3},
-         {7, -1}, {1, -1}, {5, -1}}};
+    static const float load[2][12] = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
+                                      {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
+    static const int32_t phy2log[2][16] = {{5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
+                                           {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}};
+    static const int32_t log2phy[2][12][2] = {{{12, -1},
+                                               {15, 13},
+                                               {11, -1},
+                                               {6, -1},
+                                               {7, 5},
+                                               {0, 2},
+                                               {1, -1},
+                                               {3, -1},
+                                               {4, -1},
+                                               {9, -1},
+                                               {8, 10},
+                                               {14, -1}},
+                                              {{13, -1},
+                                               {15, 11},
+                                               {8, -1},
+                                               {14, -1},
+                                               {9, -1},
+                                               {10, 12},
+                                               {2, 4},
+                                               {0, -1},
+                                               {6, 3},
+                                               {7, -1},
+                                               {1, -1},
+                                               {5, -1}}};
     static const int32_t count[2][12] = {{1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1},
                                          {1, 2, 1, 1, 1, 2, 2, 1, 2, 1, 1, 1}};
-    struct eplb_shape shape = {.layers = 2, .experts = 12, .groups = 4, .slots = 16, .ranks = 8,
-                               .nodes = 2};
+    struct eplb_shape shape = {
+        .layers = 2, .experts = 12, .groups = 4, .slots = 16, .ranks = 8, .nodes = 2};
     struct placement p;
     assert_int_equal(eplb_place(&shape, &load[0][0], &p), OK);
     assert_true(p.hierarchical);
@@ -85,8 +102,8 @@ static void test_load(uint64_t key, int experts, float *load)
 {
     for (int e = 0; e < experts; e++) {
         uint64_t u = rng_u64(key, (uint64_t)e);
-        load[e] = key % 2 ? (float)(u % 7 + 1)
-                          : (float)(u % 1000 * (u % 1000) / 50 + (u >> 32) % 10);
+        load[e] =
+            key % 2 ? (float)(u % 7 + 1) : (float)(u % 1000 * (u % 1000) / 50 + (u >> 32) % 10);
     }
 }
 
@@ -95,8 +112,12 @@ static void test_published_results(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof published / sizeof *published; i++) {
         const struct published *c = &published[i];
-        struct eplb_shape shape = {.layers = 1, .experts = c->experts, .groups = c->groups,
-                                   .slots = c->slots, .ranks = c->ranks, .nodes = c->nodes};
+        struct eplb_shape shape = {.layers = 1,
+                                   .experts = c->experts,
+                                   .groups = c->groups,
+                                   .slots = c->slots,
+                                   .ranks = c->ranks,
+                                   .nodes = c->nodes};
         float load[384];
         struct placement p;
         test_load(c->key, c->experts, load);
@@ -133,8 +154,8 @@ static void check_placement(const struct placement *p)
                 for (int k = 0; k < j; k++) assert_int_not_equal(at[j], at[k]);
                 int of_group = placement_slots(p, layer)[at[j]] / (s->experts / s->groups);
                 int n0;
-                int first = placement_replicas(p, layer, of_group * (s->experts / s->groups),
-                                               &n0)[0];
+                int first =
+                    placement_replicas(p, layer, of_group * (s->experts / s->groups), &n0)[0];
                 int node_slots = s->slots / s->nodes;
                 if (p->hierarchical) assert_int_equal(at[j] / node_slots, first / node_slots);
             }
@@ -232,8 +253,7 @@ static void test_sizes_and_errors(void **state)
     assert_int_equal(expert_slots_auto(256, 5), 34);
     assert_int_equal(expert_slots_auto(64, 8), 8);
     assert_int_equal(expert_slots_auto(4, 2), 0);
-    static const int legal[] = {2,  3,  4,  6,  8,  9,  12, 16, 18,
-                                24, 32, 36, 48, 72, 96, 144, 288};
+    static const int legal[] = {2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 36, 48, 72, 96, 144, 288};
     int n = 0;
     for (int ep = 2; ep <= 300; ep++)
         if (expert_slots_legal(256, 32, ep)) assert_int_equal(ep, legal[n++]);
@@ -244,7 +264,7 @@ static void test_sizes_and_errors(void **state)
     error_clear();
     assert_int_equal(eplb_place(&shape, NULL, &p), ERR_INPUT);
     assert_string_equal(error_text(), "expert placement: 256 experts + 32 redundant = 288 slots, "
-                        "not a multiple of ep 5: set redundant_experts to 34 or 29");
+                                      "not a multiple of ep 5: set redundant_experts to 34 or 29");
     shape = (struct eplb_shape){1, 256, 8, 288, 1, 1};
     error_clear();
     assert_int_equal(eplb_place(&shape, NULL, &p), ERR_INPUT);
@@ -263,8 +283,8 @@ static void test_sizes_and_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_readme_example), cmocka_unit_test(test_published_results),
-        cmocka_unit_test(test_random),         cmocka_unit_test(test_quality),
+        cmocka_unit_test(test_readme_example),   cmocka_unit_test(test_published_results),
+        cmocka_unit_test(test_random),           cmocka_unit_test(test_quality),
         cmocka_unit_test(test_sizes_and_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

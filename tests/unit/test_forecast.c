@@ -72,8 +72,8 @@ static void order_is_spread(void **state)
 
 static struct plan_role role(int units, int nodes)
 {
-    return (struct plan_role){.max_units = units, .min_units = 1, .start_units = units,
-                              .nodes = nodes, .capacity = 10};
+    return (struct plan_role){
+        .max_units = units, .min_units = 1, .start_units = units, .nodes = nodes, .capacity = 10};
 }
 
 static void nodes_to_units(void **state)
@@ -102,8 +102,8 @@ static void autoscaling_takes_its_time(void **state)
     struct node_plan p;
     struct plan_role r = role(4, 1);
     r.start_units = 1;
-    struct autoscale_params a = {.interval_s = 60, .startup_s = 120, .drain_s = 60, .headroom = 1,
-                                 .keep_s = 300};
+    struct autoscale_params a = {
+        .interval_s = 60, .startup_s = 120, .drain_s = 60, .headroom = 1, .keep_s = 300};
     assert_int_equal(node_plan_init(&p, PLAN_AUTO, &r, &r, &a), OK);
     for (int i = 0; i < 2; i++)
         assert_int_equal(forecast_create(FORECAST_REACTIVE, 1440, 1, 1, &p.forecast[i]), OK);
@@ -129,8 +129,10 @@ static void autoscaling_takes_its_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(forecasters_beat_the_last_value), cmocka_unit_test(order_is_spread),
-        cmocka_unit_test(nodes_to_units), cmocka_unit_test(autoscaling_takes_its_time),
+        cmocka_unit_test(forecasters_beat_the_last_value),
+        cmocka_unit_test(order_is_spread),
+        cmocka_unit_test(nodes_to_units),
+        cmocka_unit_test(autoscaling_takes_its_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

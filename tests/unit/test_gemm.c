@@ -195,8 +195,8 @@ static double share_used(int m, int n, int k, const float *c, int ldc, const dou
             double tolerance = unit * mag[i * n + j] + 1e-30;
             double share = fabs(got - want[i * n + j]) / tolerance;
             if (!(share <= 1))
-                print_message("row %d column %d of [%d, %d] k %d: %g, expected %g +- %g\n", i, j,
-                              m, n, k, (double)got, want[i * n + j], tolerance);
+                print_message("row %d column %d of [%d, %d] k %d: %g, expected %g +- %g\n", i, j, m,
+                              n, k, (double)got, want[i * n + j], tolerance);
             assert_true(share <= 1);
             if (share > worst) worst = share;
         }
@@ -240,8 +240,8 @@ static void shapes_of_isa(const struct kernels *kern)
         double worst = 0;
         for (size_t s = 0; s < sizeof shape / sizeof *shape; s++)
             for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
-                double share = check_shape(kern, &pairs[p], pairs[p].w, rows[r], shape[s][0], 0,
-                                           shape[s][1]);
+                double share =
+                    check_shape(kern, &pairs[p], pairs[p].w, rows[r], shape[s][0], 0, shape[s][1]);
                 if (share > worst) worst = share;
             }
         print_message("# %-12s %s: %.0f %% of the tolerance used\n", kern->name, pairs[p].name,
@@ -312,8 +312,8 @@ static void codes_of_isa(const struct kernels *kern)
     for (int rows = 1; rows <= 8; rows += 7) { /* the fused and the widening path */
         uint16_t many[8];
         for (int i = 0; i < 8; i++) many[i] = one_bf16;
-        struct weight_src src = {.type = DT_E4M3, .n = 256, .k = 1, .data = code, .ldk = 1,
-                                 .scale = unit, .lds = 1};
+        struct weight_src src = {
+            .type = DT_E4M3, .n = 256, .k = 1, .data = code, .ldk = 1, .scale = unit, .lds = 1};
         struct wmat w = packed(&g, kern, DT_E4M3, &src, 1);
         struct amat a = {.type = DT_BF16, .k = 1, .data = many, .ld = 1};
         float out[8][256];
@@ -323,8 +323,8 @@ static void codes_of_isa(const struct kernels *kern)
             assert_true(isnan(want) ? isnan(got) : got == want);
         }
     }
-    struct weight_src src = {.type = DT_E4M3, .n = 1, .k = 1, .data = &one_e4m3, .ldk = 1,
-                             .scale = unit, .lds = 1};
+    struct weight_src src = {
+        .type = DT_E4M3, .n = 1, .k = 1, .data = &one_e4m3, .ldk = 1, .scale = unit, .lds = 1};
     struct wmat w = packed(&g, kern, DT_E4M3, &src, 1);
     struct amat a = {.type = DT_E4M3, .k = 1, .data = code, .ld = 1, .scale = ones, .lds = 1};
     kern->gemm(&lane, 256, &a, &w, c, 1);
@@ -391,8 +391,8 @@ static void test_nan_stays_in_its_row(void **state)
 
 enum { BIT_M = 401, BIT_N0 = 129, BIT_N1 = 71, BIT_N = BIT_N0 + BIT_N1, BIT_K = 579 };
 
-static void same_bits(const struct kernels *kern, const char *what, const float *a,
-                      const float *b, size_t n)
+static void same_bits(const struct kernels *kern, const char *what, const float *a, const float *b,
+                      size_t n)
 {
     for (size_t i = 0; i < n; i++)
         if (num_bits(a[i]) != num_bits(b[i]))
@@ -587,8 +587,8 @@ static void act_of_isa(const struct kernels *kern)
     for (int ue8m0 = 0; ue8m0 < 2; ue8m0++)
         for (int threads = 1; threads < 3; threads++) {
             struct lane lane __attribute__((cleanup(lane_free))) = lane_of(threads);
-            struct amat out = {.type = DT_E4M3, .k = ACT_K, .data = q, .ld = LD,
-                               .scale = scale, .lds = LDS};
+            struct amat out = {
+                .type = DT_E4M3, .k = ACT_K, .data = q, .ld = LD, .scale = scale, .lds = LDS};
             kern->act_convert(&lane, ACT_M, x[0], ACT_K, &out, ue8m0);
             for (int i = 0; i < ACT_M; i++) {
                 act_e4m3_ref(ACT_K, x[i], ue8m0, want, want_scale);
@@ -612,8 +612,7 @@ static void act_of_isa(const struct kernels *kern)
     struct amat out = {.type = DT_BF16, .k = ACT_K, .data = h, .ld = LD};
     kern->act_convert(&lane, ACT_M, x[0], ACT_K, &out, false);
     for (int i = 0; i < ACT_M; i++)
-        for (int k = 0; k < ACT_K; k++)
-            assert_int_equal(h[i * LD + k], bf16_from_f32(x[i][k]));
+        for (int k = 0; k < ACT_K; k++) assert_int_equal(h[i * LD + k], bf16_from_f32(x[i][k]));
     kern->act_convert(&lane, 0, NULL, ACT_K, &out, false);
     guarded_free(&g);
 }
@@ -662,13 +661,12 @@ static void grid_of_isa(const struct kernels *kern)
             if (r >> 20 & 1) x[i][k] = -x[i][k];
         }
     }
-    struct amat out = {.type = DT_E4M3, .k = FP8_BLOCK, .data = q, .ld = FP8_BLOCK,
-                       .scale = scale, .lds = 1};
+    struct amat out = {
+        .type = DT_E4M3, .k = FP8_BLOCK, .data = q, .ld = FP8_BLOCK, .scale = scale, .lds = 1};
     struct lane lane __attribute__((cleanup(lane_free))) = lane_of(2);
     kern->act_convert(&lane, ROWS, x[0], FP8_BLOCK, &out, false);
     for (int i = 0; i < ROWS; i++)
-        for (int k = 0; k < FP8_BLOCK; k++)
-            assert_int_equal(q[i][k], e4m3_from_f32(x[i][k]));
+        for (int k = 0; k < FP8_BLOCK; k++) assert_int_equal(q[i][k], e4m3_from_f32(x[i][k]));
 }
 
 static void test_act_rounding(void **state)

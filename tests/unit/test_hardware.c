@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const names[] = {"h800", "h800-2025-06", "h100", "h200", "h20",
+static const char *const names[] = {"h800", "h800-2025-06", "h100",  "h200", "h20",
                                     "b200", "b300",         "gb200", "gb300"};
 
 static void test_all_read(void **state)
@@ -27,8 +27,7 @@ static void test_all_read(void **state)
         if (st != OK) fail_msg("%s: %s", names[i], error_text());
         assert_true(hw.n_points > 0);
         assert_true(strlen(hw.source) > 10);
-        for (int p = 1; p < hw.n_points; p++)
-            assert_true(hw.points[p - 1].op <= hw.points[p].op);
+        for (int p = 1; p < hw.n_points; p++) assert_true(hw.points[p - 1].op <= hw.points[p].op);
         hardware_free(&hw);
     }
 }
@@ -63,13 +62,16 @@ static void write_text(const char *path, const char *text)
     fclose(f);
 }
 
-#define WHOLE "memory_bytes: 80e9\nhbm_gb_s: 3350\nfp8_tflops: 1979\nbf16_tflops: 989\n" \
-              "nvlink_gb_s: 160\nrdma_gb_s: 50\n"
+#define WHOLE                                                                  \
+    "memory_bytes: 80e9\nhbm_gb_s: 3350\nfp8_tflops: 1979\nbf16_tflops: 989\n" \
+    "nvlink_gb_s: 160\nrdma_gb_s: 50\n"
 
 static void test_errors(void **state)
 {
     (void)state;
-    static const struct { const char *yaml, *csv, *says; } cases[] = {
+    static const struct {
+        const char *yaml, *csv, *says;
+    } cases[] = {
         {"hbm_gb: 3\n", "", "unknown key hbm_gb"},
         {"hbm_gb_s: 3350\n", "", "memory_bytes is missing"},
         {WHOLE "sms: 24\n", "", "comm_sms_prefill is 24 of 24"},

@@ -27,9 +27,13 @@
 #include "engine/journal_segment.c"
 
 enum { REQUESTS = 12 };
-static const struct journal_job job = {.model = 0x1234, .tokens = 5, .settings = 6,
-                                       .requests = REQUESTS, .yaml = "model: x\n",
-                                       .isa = "portable", .version = "test"};
+static const struct journal_job job = {.model = 0x1234,
+                                       .tokens = 5,
+                                       .settings = 6,
+                                       .requests = REQUESTS,
+                                       .yaml = "model: x\n",
+                                       .isa = "portable",
+                                       .version = "test"};
 static const struct account_prices prices = {2.0, 0.14, 0.55, 2.19};
 static char folder[64];
 
@@ -125,16 +129,23 @@ static void check_sample(struct journal *j, int i)
 
 static void begin(struct journal *j, double t)
 {
-    struct attempt_row a = {.ranks = 2, .nodes = 1, .t_start = t,
-                            .start_utc = "2026-01-31T12:00:00Z", .isa = "portable",
-                            .transport = "shm", .hosts = "h*2"};
+    struct attempt_row a = {.ranks = 2,
+                            .nodes = 1,
+                            .t_start = t,
+                            .start_utc = "2026-01-31T12:00:00Z",
+                            .isa = "portable",
+                            .transport = "shm",
+                            .hosts = "h*2"};
     assert_int_equal(journal_attempt_begin(j, &a), OK);
 }
 
 static void end(struct journal *j, double wall)
 {
-    struct attempt_row a = {.end_utc = "2026-01-31T12:00:10Z", .outcome = "complete",
-                            .wall_s = wall, .gpu_s = 2 * wall, .prefill_tokens = 40,
+    struct attempt_row a = {.end_utc = "2026-01-31T12:00:10Z",
+                            .outcome = "complete",
+                            .wall_s = wall,
+                            .gpu_s = 2 * wall,
+                            .prefill_tokens = 40,
                             .decode_tokens = 70};
     assert_int_equal(journal_attempt_end(j, &a), OK);
 }
@@ -147,8 +158,8 @@ static void put_job(struct journal *j, int missing)
     assert_int_equal(journal_placement(j, &slot, 1), OK);
     for (int i = REQUESTS - 1; i >= missing; i--) put_sample(j, i);
     for (int i = 0; i < 100; i++) {
-        struct step_row step = {.unit = "mixed0", .step = i, .t_start = i * 0.1, .duration = 0.1,
-                                .tokens = 3};
+        struct step_row step = {
+            .unit = "mixed0", .step = i, .t_start = i * 0.1, .duration = 0.1, .tokens = 3};
         assert_int_equal(journal_step(j, i % 2 ? STEP_DECODE : STEP_PREFILL, &step), OK);
     }
     struct rank_row ranks[2] = {{.rank = 0, .role = "mixed", .unit = "mixed0", .compute_s = 1},
@@ -541,8 +552,8 @@ static void test_build(void **state)
     put_job(j, 2);
     char path[256];
     snprintf(path, sizeof path, "%s", in_folder("a.h5"));
-    struct journal_build build = {.path = path, .pending_id = pending_name, .id_bytes = 9,
-                                  .prices = prices};
+    struct journal_build build = {
+        .path = path, .pending_id = pending_name, .id_bytes = 9, .prices = prices};
     assert_int_equal(journal_build_results(j, &build, &summary), OK);
     assert_false(summary.valid);
     assert_int_equal(summary.pending, 2);
@@ -575,7 +586,8 @@ static void test_build(void **state)
         assert_int_equal(prompt_offsets[i + 1] - prompt_offsets[i], i % 3 ? 0 : 3);
         for (int k = 0; k < s.row.output_tokens; k++, at++) {
             assert_int_equal(tokens[at], s.tokens[k]);
-            if (i % 2) assert_true(logprobs[at] == s.logprobs[k]);
+            if (i % 2)
+                assert_true(logprobs[at] == s.logprobs[k]);
             else
                 assert_true(isnan(logprobs[at]));
         }
@@ -617,8 +629,8 @@ static void test_readable_at_any_moment(void **state)
     int more[2], how;
     snprintf(path, sizeof path, "%s", in_folder("a.h5"));
     struct journal *j = fresh();
-    struct journal_build build = {.path = path, .pending_id = pending_name, .id_bytes = 9,
-                                  .prices = prices};
+    struct journal_build build = {
+        .path = path, .pending_id = pending_name, .id_bytes = 9, .prices = prices};
     put_job(j, REQUESTS);
     assert_int_equal(journal_build_results(j, &build, &summary), OK);
     assert_int_equal(pipe(more), 0);

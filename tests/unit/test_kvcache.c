@@ -297,7 +297,7 @@ static void test_route(void **state)
     uint32_t cached[4];
     assert_int_equal(route_index_init(&ix, 1024, PT), OK);
     assert_int_equal(route_index_match(&ix, a, 13, 4, cached), -1);
-    route_index_note_prompt(&ix, a, 9, 2); /* two pages on rank 2 */
+    route_index_note_prompt(&ix, a, 9, 2);  /* two pages on rank 2 */
     route_index_note_prompt(&ix, a, 13, 1); /* three on rank 1 */
     assert_int_equal(route_index_match(&ix, a, 13, 4, cached), 1);
     assert_true(cached[0] == 0 && cached[1] == 12 && cached[2] == 8 && cached[3] == 0);
@@ -341,10 +341,10 @@ static void test_route_bounded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pool),             cmocka_unit_test(test_pool_random),
-        cmocka_unit_test(test_prefix),           cmocka_unit_test(test_prefix_collision),
-        cmocka_unit_test(test_prefix_lru),       cmocka_unit_test(test_prefix_random),
-        cmocka_unit_test(test_route),            cmocka_unit_test(test_route_bounded),
+        cmocka_unit_test(test_pool),       cmocka_unit_test(test_pool_random),
+        cmocka_unit_test(test_prefix),     cmocka_unit_test(test_prefix_collision),
+        cmocka_unit_test(test_prefix_lru), cmocka_unit_test(test_prefix_random),
+        cmocka_unit_test(test_route),      cmocka_unit_test(test_route_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

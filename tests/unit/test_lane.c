@@ -55,7 +55,8 @@ static void run_and_check(struct lane *lane, struct job *j, int pieces)
 static void test_every_piece_once(void **state)
 {
     (void)state;
-    struct job j = {.count = calloc(MOST, sizeof *j.count), .value = calloc(MOST, sizeof(int)),
+    struct job j = {.count = calloc(MOST, sizeof *j.count),
+                    .value = calloc(MOST, sizeof(int)),
                     .caller = pthread_self()};
     const int threads[] = {1, 2, 3, 8};
     for (size_t t = 0; t < sizeof threads / sizeof *threads; t++) {
@@ -76,7 +77,8 @@ static void test_every_piece_once(void **state)
 static void test_long_pauses(void **state)
 {
     (void)state;
-    struct job j = {.count = calloc(64, sizeof *j.count), .value = calloc(64, sizeof(int)),
+    struct job j = {.count = calloc(64, sizeof *j.count),
+                    .value = calloc(64, sizeof(int)),
                     .caller = pthread_self()};
     for (int round = 0; round < 20; round++) {
         struct lane lane;
@@ -110,14 +112,17 @@ static void test_rows_are_cut_by_grain(void **state)
     (void)state;
     struct lane lane;
     lane_init(&lane, device_cpu(), 4);
-    const int cases[][2] = {{0, 1}, {1, 1}, {2, 1}, {7, 4}, {8, 4}, {1000, 1}, {1000, 300}, {5, 99}};
+    const int cases[][2] = {{0, 1}, {1, 1},    {2, 1},      {7, 4},
+                            {8, 4}, {1000, 1}, {1000, 300}, {5, 99}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         int rows = cases[c][0], grain = cases[c][1];
         struct rows r = {.seen = calloc((size_t)rows + 1, sizeof *r.seen), .least = 1 << 30};
         lane_rows(&lane, rows, grain, rows_seen, &r);
         for (int i = 0; i < rows; i++) assert_int_equal(atomic_load(&r.seen[i]), 1);
-        if (rows < 2 * grain) assert_true(atomic_load(&r.calls) <= 1);
-        else assert_true(atomic_load(&r.calls) > 1 && atomic_load(&r.least) >= grain);
+        if (rows < 2 * grain)
+            assert_true(atomic_load(&r.calls) <= 1);
+        else
+            assert_true(atomic_load(&r.calls) > 1 && atomic_load(&r.least) >= grain);
         free(r.seen);
     }
     lane_free(&lane);
@@ -169,7 +174,7 @@ static void test_scratch_grows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_piece_once),     cmocka_unit_test(test_long_pauses),
+        cmocka_unit_test(test_every_piece_once),      cmocka_unit_test(test_long_pauses),
         cmocka_unit_test(test_rows_are_cut_by_grain), cmocka_unit_test(test_served_while_waiting),
         cmocka_unit_test(test_scratch_grows),
     };

@@ -186,8 +186,11 @@ static void test_gate_refusals(void **state)
         int experts, topk, n_group, topk_group;
         const char *says;
     } bad[] = {
-        {8, 2, 8, 4, "at least two"}, {8, 2, 3, 1, "must divide"}, {8, 5, 2, 1, "topk_group"},
-        {8, 2, 2, 3, "topk_group is 3"}, {2000, 2, 2, 1, "n_routed_experts is 2000"},
+        {8, 2, 8, 4, "at least two"},
+        {8, 2, 3, 1, "must divide"},
+        {8, 5, 2, 1, "topk_group"},
+        {8, 2, 2, 3, "topk_group is 3"},
+        {2000, 2, 2, 1, "n_routed_experts is 2000"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         p = good;
@@ -300,13 +303,13 @@ static void test_combine(void **state)
                 float *out = malloc((size_t)(M * n) * sizeof *out);
                 struct lane lane __attribute__((cleanup(lane_free)));
                 lane_init(&lane, 0, 2);
-                k.combine(&lane, type, M, n, topk, t ? (void *)half : rows, ids, w, EXPERTS,
-                          groups, out, n);
+                k.combine(&lane, type, M, n, topk, t ? (void *)half : rows, ids, w, EXPERTS, groups,
+                          out, n);
                 for (int i = 0; i < M * n; i++) {
                     int row = i / n;
-                    float want = combine_reference(type, topk, n, i % n, rows + row * topk * n,
-                                                   ids + row * topk, w + row * topk, EXPERTS,
-                                                   groups);
+                    float want =
+                        combine_reference(type, topk, n, i % n, rows + row * topk * n,
+                                          ids + row * topk, w + row * topk, EXPERTS, groups);
                     assert_memory_equal(&out[i], &want, sizeof want);
                 }
                 free(rows);
@@ -331,8 +334,8 @@ static void *packed_alloc(size_t bytes)
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
-static struct experts experts_make(const struct kernels *k, enum dtype type, int groups,
-                                   int hidden, int inner)
+static struct experts experts_make(const struct kernels *k, enum dtype type, int groups, int hidden,
+                                   int inner)
 {
     size_t n = (size_t)(groups * hidden * inner), one = (size_t)(hidden * inner);
     struct experts e = {.groups = groups, .hidden = hidden, .inner = inner};
@@ -348,9 +351,8 @@ static struct experts experts_make(const struct kernels *k, enum dtype type, int
         e.down[i] = bf16_to_f32(bf16_from_f32(e.down[i]));
     }
     for (int g = 0; g < groups; g++) {
-        struct weight_src up[2] = {
-            {DT_F32, inner, hidden, e.gate + (size_t)g * one, hidden, 0, 0},
-            {DT_F32, inner, hidden, e.up + (size_t)g * one, hidden, 0, 0}};
+        struct weight_src up[2] = {{DT_F32, inner, hidden, e.gate + (size_t)g * one, hidden, 0, 0},
+                                   {DT_F32, inner, hidden, e.up + (size_t)g * one, hidden, 0, 0}};
         struct weight_src down = {DT_F32, hidden, inner, e.down + (size_t)g * one, inner, 0, 0};
         int two[2] = {inner, inner};
         e.memory[2 * g] = packed_alloc(k->gemm_packed_bytes(type, two, 2, hidden));
@@ -422,10 +424,16 @@ static void test_ffn(void **state)
             lane_init(&lane, 0, 2);
             size_t bytes = moe_ffn_scratch_bytes(type, SPAN, INNER);
             struct moe_ffn f = {
-                .groups = GROUPS, .begin = begin, .rows = count,
+                .groups = GROUPS,
+                .begin = begin,
+                .rows = count,
                 .in = {type, HIDDEN, t ? (void *)half : x, HIDDEN, 0, 0},
-                .gate_up = e.gate_up_w, .down = e.down_w, .act_type = type,
-                .scratch = aligned_alloc(64, (bytes + 63) / 64 * 64), .out = out, .ldo = HIDDEN,
+                .gate_up = e.gate_up_w,
+                .down = e.down_w,
+                .act_type = type,
+                .scratch = aligned_alloc(64, (bytes + 63) / 64 * 64),
+                .out = out,
+                .ldo = HIDDEN,
             };
             moe_ffn(&lane, &k, &f);
             double worst = 0;
@@ -482,9 +490,16 @@ static void test_ffn_fp8(void **state)
         k.gemm(&lane, ROWS, &q, &down_w, want, HIDDEN);
         int32_t begin = 0, rows = ROWS;
         struct moe_ffn f = {
-            .groups = 1, .begin = &begin, .rows = &rows, .in = a, .gate_up = &up_w,
-            .down = &down_w, .act_type = DT_E4M3, .ue8m0 = true,
-            .scratch = malloc(moe_ffn_scratch_bytes(DT_E4M3, ROWS, INNER)), .out = out,
+            .groups = 1,
+            .begin = &begin,
+            .rows = &rows,
+            .in = a,
+            .gate_up = &up_w,
+            .down = &down_w,
+            .act_type = DT_E4M3,
+            .ue8m0 = true,
+            .scratch = malloc(moe_ffn_scratch_bytes(DT_E4M3, ROWS, INNER)),
+            .out = out,
             .ldo = HIDDEN,
         };
         moe_ffn(&lane, &k, &f);
@@ -498,9 +513,12 @@ static void test_ffn_fp8(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gate), cmocka_unit_test(test_gate_refusals),
-        cmocka_unit_test(test_silu_mul_and_add), cmocka_unit_test(test_combine),
-        cmocka_unit_test(test_ffn), cmocka_unit_test(test_ffn_fp8),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_gate_refusals),
+        cmocka_unit_test(test_silu_mul_and_add),
+        cmocka_unit_test(test_combine),
+        cmocka_unit_test(test_ffn),
+        cmocka_unit_test(test_ffn_fp8),
     };
     return cmocka_run_group_tests(tests, 0, 0);
 }

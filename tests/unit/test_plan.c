@@ -24,8 +24,8 @@ static void make_job(struct job *job, int n, const char *const *sets, int ranks)
     for (int i = 0; i < n; i++) set[3 + i] = sets[i];
     error_clear();
     assert_int_equal(job_read(NULL, 3 + n, set, job), OK);
-    struct job_facts facts = {.ranks = ranks, .ranks_on_node = ranks, .cores_per_node = 8,
-                              .experts = 256, .n_group = 8};
+    struct job_facts facts = {
+        .ranks = ranks, .ranks_on_node = ranks, .cores_per_node = 8, .experts = 256, .n_group = 8};
     assert_int_equal(job_resolve(job, &facts), OK);
 }
 
@@ -62,8 +62,10 @@ static void test_rank_map(void **state)
     assert_int_equal(rank_map_on_host(&job, RANK_DECODE, 4, 40), 16);
     assert_int_equal(rank_map_on_host(&job, RANK_MIXED, 0, 40), 0);
 
-    make_job(&job, 5, (const char *[]){"prefill.units=2", "prefill.ep=2", "decode.units=3",
-                                       "decode.ep=4", "ranks_per_node=3"}, 16);
+    make_job(&job, 5,
+             (const char *[]){"prefill.units=2", "prefill.ep=2", "decode.units=3", "decode.ep=4",
+                              "ranks_per_node=3"},
+             16);
     assert_int_equal(rank_map_first(&job, RANK_DECODE, 1), 8);
     p = rank_map_place(&job, 3);
     d = rank_map_place(&job, 15);
@@ -113,8 +115,12 @@ static void test_pages(void **state)
 static void test_refusal(void **state)
 {
     (void)state;
-    struct rank_memory m = {.shared = 1024 * MIB, .experts = 2048 * MIB, .kv = 3072 * MIB,
-                            .activations = 512 * MIB, .growth = 512 * MIB, .ep = 256 * MIB};
+    struct rank_memory m = {.shared = 1024 * MIB,
+                            .experts = 2048 * MIB,
+                            .kv = 3072 * MIB,
+                            .activations = 512 * MIB,
+                            .growth = 512 * MIB,
+                            .ep = 256 * MIB};
     assert_int_equal(memory_check(&m, "one host", 4, 77, 8e9), OK);
     assert_int_equal(memory_check(&m, "one host", 4, 77, 0), OK); /* not known */
     error_clear();
@@ -136,8 +142,10 @@ static void test_components(void **state)
     struct memory_facts f = {RANK_PREFILL, 1, 100, &w};
     struct rank_memory small, large;
     struct ep_memory ep;
-    make_job(&job, 4, (const char *[]){"prefill.ep=8", "decode.ep=8", "prefill.chunk_tokens=256",
-                                       "decode.max_batch=16"}, 16);
+    make_job(&job, 4,
+             (const char *[]){"prefill.ep=8", "decode.ep=8", "prefill.chunk_tokens=256",
+                              "decode.max_batch=16"},
+             16);
     assert_int_equal(memory_max_rows(&job, RANK_PREFILL), 256);
     assert_int_equal(memory_max_rows(&job, RANK_DECODE), 8);
     assert_int_equal(memory_of_rank(&job, &c, &f, &small), OK);
@@ -147,8 +155,7 @@ static void test_components(void **state)
     assert_true(ep.window == ep.receive + ep.fixed + ep.combine + ep.rings + ep.control);
     assert_true(ep.fixed == 0 && ep.receive > 0 && ep.rings == 0);
     assert_true(memory_sum(&small) == small.shared + small.experts + small.activations +
-                                          small.growth + small.ep + small.requests +
-                                          small.program);
+                                          small.growth + small.ep + small.requests + small.program);
     f.longest = 1000;
     assert_int_equal(memory_of_rank(&job, &c, &f, &large), OK);
     assert_true(large.requests > small.requests);
@@ -167,8 +174,10 @@ static void test_components(void **state)
 static void test_too_long(void **state)
 {
     (void)state;
-    struct engine_request list[] = {{.prompt = 64, .output = 0}, {.prompt = 64, .output = 1},
-                                    {.prompt = 63, .output = 2}, {.prompt = 64, .output = 2},
+    struct engine_request list[] = {{.prompt = 64, .output = 0},
+                                    {.prompt = 64, .output = 1},
+                                    {.prompt = 63, .output = 2},
+                                    {.prompt = 64, .output = 2},
                                     {.prompt = 65, .output = 0}};
     struct plan_tokens t = {.list = list, .n = 5, .step = 1};
     assert_int_equal(plan_tokens_beyond(&t, 64), 2); /* the last answer token needs no place */
@@ -179,8 +188,8 @@ static void test_too_long(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rank_map),   cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_refusal),    cmocka_unit_test(test_components),
+        cmocka_unit_test(test_rank_map), cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_refusal),  cmocka_unit_test(test_components),
         cmocka_unit_test(test_too_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -40,9 +40,9 @@ struct order_case {
 };
 
 struct outcome {
-    int64_t *taken;        /* [count] */
-    int64_t early, late;   /* most places before and after its own */
-    int64_t switches;      /* neighbours of one lane whose first pages differ */
+    int64_t *taken;      /* [count] */
+    int64_t early, late; /* most places before and after its own */
+    int64_t switches;    /* neighbours of one lane whose first pages differ */
     size_t most_bytes;
 };
 
@@ -233,7 +233,8 @@ static void test_shuffled_groups(void **state)
         before = page[2];
     }
     printf("# 20 groups shuffled, window 512: %lld runs of one group in 20000 requests, at most "
-           "%lld places late\n", (long long)changes, (long long)out.late);
+           "%lld places late\n",
+           (long long)changes, (long long)out.late);
     assert_true(changes < 20000 / 25); /* 19,000 in file order, 20000 / (512 / 20) a cycle each */
     free(out.taken);
 }
@@ -265,7 +266,7 @@ static void test_went_elsewhere(void **state)
                          OK);
     }
     assert_int_equal(prefix_order_take(o, 0), 0);
-    prefix_order_went(o, 1); /* the balancer sent it to 1 */
+    prefix_order_went(o, 1);                      /* the balancer sent it to 1 */
     assert_int_equal(prefix_order_take(o, 0), 1); /* group 0 is lane 1's */
     prefix_order_went(o, 0);
     assert_int_equal(prefix_order_take(o, 1), 10);
@@ -331,8 +332,10 @@ static bool plain_touch(struct plain_cache *c, uint64_t key)
     int at = 0;
     while (at < c->n && c->page[at] != key) at++;
     bool found = at < c->n;
-    if (!found && c->n == c->cap) at = 0; /* the oldest goes */
-    else if (!found) at = c->n++;
+    if (!found && c->n == c->cap)
+        at = 0; /* the oldest goes */
+    else if (!found)
+        at = c->n++;
     memmove(c->page + at, c->page + at + 1, (size_t)(c->n - 1 - at) * sizeof *c->page);
     c->page[c->n - 1] = key;
     return found;
@@ -349,8 +352,7 @@ static void test_shadow_plain(void **state)
         uint64_t page[MAX_CHAIN];
         struct hash128 chain[MAX_CHAIN];
         int32_t n = chain_of(page, random_tree(i, page), chain), usable = n - (int32_t)(i % 2);
-        for (int32_t p = n - 1; p >= 0; p--)
-            hits += plain_touch(&plain, chain[p].lo) && p < usable;
+        for (int32_t p = n - 1; p >= 0; p--) hits += plain_touch(&plain, chain[p].lo) && p < usable;
         prefix_shadow_prompt(&s, chain, n, usable);
         assert_int_equal(s.hit_pages, hits);
     }
@@ -391,12 +393,12 @@ static void test_shadow_sampled(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_file_order),      cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_nested),          cmocka_unit_test(test_no_starvation),
-        cmocka_unit_test(test_bounds),          cmocka_unit_test(test_shuffled_groups),
-        cmocka_unit_test(test_lanes_apart),     cmocka_unit_test(test_went_elsewhere),
-        cmocka_unit_test(test_memory),          cmocka_unit_test(test_same_every_time),
-        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_shadow_plain),
+        cmocka_unit_test(test_file_order),     cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_nested),         cmocka_unit_test(test_no_starvation),
+        cmocka_unit_test(test_bounds),         cmocka_unit_test(test_shuffled_groups),
+        cmocka_unit_test(test_lanes_apart),    cmocka_unit_test(test_went_elsewhere),
+        cmocka_unit_test(test_memory),         cmocka_unit_test(test_same_every_time),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_shadow_plain),
         cmocka_unit_test(test_shadow_sampled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

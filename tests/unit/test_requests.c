@@ -133,8 +133,9 @@ static void test_malformed(void **state)
         {LINE("{\"prompt\":[9999999999999999999999]}"), "a", "not JSON: too big integer"},
         {LINE("{" P ",\"n\":2}"), "a", "body.n is 2: give one line for each answer"},
         {LINE("{" P ",\"echo\":true}"), "a", "body.echo is true: the prompt is in the token file"},
-        {LINE("{" P ",\"stop\":[\"x\"]}"), "a", "body.stop is a list: text is unknown here; give "
-                                                "stop_token_ids"},
+        {LINE("{" P ",\"stop\":[\"x\"]}"), "a",
+         "body.stop is a list: text is unknown here; give "
+         "stop_token_ids"},
         {LINE("{" P ",\"stop\":\"x\"}"), "a", "body.stop is \"x\""},
         {LINE("{" P ",\"stream\":true}"), "a", "body.stream is true"},
         {LINE("{" P ",\"presence_penalty\":0.5}"), "a", "presence_penalty is 0.5: not supported"},
@@ -287,8 +288,8 @@ static void test_awkward_files(void **state)
     token_file_close(tf);
 
     size_t n = (size_t)snprintf(text, sizeof text, "\xef\xbb\xbf%s", good); /* byte order mark */
-    memcpy(text + n, "\0\0\n", 3);                                         /* NUL bytes */
-    memcpy(text + n + 3, "\xff\xfe\x80\n", 4);                             /* no UTF-8 */
+    memcpy(text + n, "\0\0\n", 3);                                          /* NUL bytes */
+    memcpy(text + n + 3, "\xff\xfe\x80\n", 4);                              /* no UTF-8 */
     tf = open_bytes(text, n + 7);
     assert_int_equal(token_file_count(tf), 3);
     get(tf, 0, &r);
@@ -402,20 +403,28 @@ static void test_responses(void **state)
     (void)state;
     int32_t tokens[] = {5, 0, 99};
     float logprobs[] = {-0.5f, -1e-7f, -INFINITY}, prompt[] = {NAN, -2.25f};
-    struct response r = {.index = 3, .custom_id = "q\"\\\n\x01é", .model = "m", .tokens = tokens,
-                         .finish_reason = "stop", .logprobs = logprobs, .prompt_logprobs = prompt,
-                         .n_tokens = 3, .prompt_tokens = 2, .cached_tokens = 1};
+    struct response r = {.index = 3,
+                         .custom_id = "q\"\\\n\x01é",
+                         .model = "m",
+                         .tokens = tokens,
+                         .finish_reason = "stop",
+                         .logprobs = logprobs,
+                         .prompt_logprobs = prompt,
+                         .n_tokens = 3,
+                         .prompt_tokens = 2,
+                         .cached_tokens = 1};
     json_t *root = response_json(&r), *body, *usage, *reply;
     const char *id, *finish, *object;
     int total, cached, t2;
     double lp0, pp1;
-    assert_int_equal(
-        json_unpack(root, "{s:s, s:n, s:{s:i, s:o}}", "custom_id", &id, "error", "response",
-                    "status_code", &total, "body", &body), 0);
+    assert_int_equal(json_unpack(root, "{s:s, s:n, s:{s:i, s:o}}", "custom_id", &id, "error",
+                                 "response", "status_code", &total, "body", &body),
+                     0);
     assert_string_equal(id, r.custom_id);
     assert_int_equal(total, 200);
     assert_int_equal(json_unpack(body, "{s:s, s:[o], s:o}", "object", &object, "choices", &reply,
-                                 "usage", &usage), 0);
+                                 "usage", &usage),
+                     0);
     assert_string_equal(object, "text_completion");
     assert_int_equal(json_unpack(reply, "{s:n, s:s, s:[i,i,i], s:{s:[f,F,n]}, s:[n,f]}", "text",
                                  "finish_reason", &finish, "token_ids", &total, &cached, &t2,
@@ -424,7 +433,8 @@ static void test_responses(void **state)
     assert_string_equal(finish, "stop");
     assert_true(t2 == 99 && lp0 == -0.5 && pp1 == -2.25);
     assert_int_equal(json_unpack(usage, "{s:i, s:{s:i}}", "total_tokens", &total,
-                                 "prompt_tokens_details", "cached_tokens", &cached), 0);
+                                 "prompt_tokens_details", "cached_tokens", &cached),
+                     0);
     assert_true(total == 5 && cached == 1);
     json_decref(root);
 
@@ -440,10 +450,14 @@ static void test_responses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),         cmocka_unit_test(test_malformed),
-        cmocka_unit_test(test_long_prompts), cmocka_unit_test(test_cut_to_context),
-        cmocka_unit_test(test_ids),          cmocka_unit_test(test_awkward_files),
-        cmocka_unit_test(test_many),         cmocka_unit_test(test_responses),
+        cmocka_unit_test(test_good),
+        cmocka_unit_test(test_malformed),
+        cmocka_unit_test(test_long_prompts),
+        cmocka_unit_test(test_cut_to_context),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_awkward_files),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_responses),
         cmocka_unit_test(test_unknown_fields),
     };
     return cmocka_run_group_tests(tests, 0, 0);

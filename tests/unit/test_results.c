@@ -36,12 +36,12 @@ static int teardown(void **state)
     return system(command);
 }
 
-#define ASSERT_ERROR(call, status, text)                \
-    do {                                                \
-        assert_int_equal(call, status);                 \
-        printf("# %s\n", error_text());                 \
-        assert_non_null(strstr(error_text(), text));    \
-        error_clear();                                  \
+#define ASSERT_ERROR(call, status, text)             \
+    do {                                             \
+        assert_int_equal(call, status);              \
+        printf("# %s\n", error_text());              \
+        assert_non_null(strstr(error_text(), text)); \
+        error_clear();                               \
     } while (0)
 
 static struct results_file *create(int64_t requests)
@@ -205,8 +205,8 @@ static void test_expert_load_of_other_files(void **state)
     hsize_t n = 6;
     hid_t space = H5Screate_simple(1, &n, NULL);
     hid_t group = H5Gcreate2(file, "/experts", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-    hid_t set = H5Dcreate2(group, "load", H5T_NATIVE_DOUBLE, space, H5P_DEFAULT, H5P_DEFAULT,
-                           H5P_DEFAULT);
+    hid_t set =
+        H5Dcreate2(group, "load", H5T_NATIVE_DOUBLE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
     H5Dclose(set);
     H5Gclose(group);
     H5Sclose(space);

@@ -47,8 +47,10 @@ static void check_frequencies(const struct sampling_params *base, const double *
     for (int i = 0; i < VOCAB; i++) {
         double sigma = sqrt(want[i] * (1 - want[i]) / DRAWS) + 1e-12;
         double z = fabs((double)seen[i] / DRAWS - want[i]) / sigma;
-        if (want[i] == 0) assert_int_equal(seen[i], 0);
-        else if (z > worst) worst = z;
+        if (want[i] == 0)
+            assert_int_equal(seen[i], 0);
+        else if (z > worst)
+            worst = z;
     }
     print_message("# worst deviation %.2f sigma of 5\n", worst);
     assert_true(worst < 5);

@@ -121,8 +121,7 @@ static void test_sequential_order(void **state)
     (void)state;
     struct schedule s;
     assert_int_equal(schedule_single_batch(2, moe_v3, 1, false, &s), OK);
-    expect_lanes(&s,
-                 "EMBED(0)-1 ATTN(0)0 DENSE_MLP(0)0 ATTN(0)1 MLP(0)1 SHARED(0)1 HEAD(0)2",
+    expect_lanes(&s, "EMBED(0)-1 ATTN(0)0 DENSE_MLP(0)0 ATTN(0)1 MLP(0)1 SHARED(0)1 HEAD(0)2",
                  "DISPATCH(0)1 COMBINE(0)1");
     assert_int_equal(schedule_single_batch(2, moe_v3, 2, true, &s), OK);
     expect_lanes(&s,
@@ -148,8 +147,8 @@ static void test_build_and_bad_arguments(void **state)
                  {2, true, true, SCHEDULE_DECODE_FIVE_STAGE}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct schedule s;
-        assert_int_equal(schedule_build(3, moe_v3, cases[i].mb, cases[i].overlap, cases[i].decode,
-                                        &s), OK);
+        assert_int_equal(
+            schedule_build(3, moe_v3, cases[i].mb, cases[i].overlap, cases[i].decode, &s), OK);
         assert_int_equal(s.kind, cases[i].kind);
         assert_int_equal(s.micro_batches, cases[i].mb);
         schedule_free(&s);
@@ -294,14 +293,13 @@ static void test_runner_calls(void **state)
     probe_reset(&p, &s, 1, 1);
     runner_init(&r, &probe_ops, &p);
     assert_int_equal(runner_run(&r, &s), OK);
-    assert_string_equal(
-        p.text,
-        "EMBED(0)-1 EMBED(1)-1 ATTN(0)0 +DISPATCH(0)0 -DISPATCH(0)0 MLP(0)0 "
-        "+COMBINE(0)0 ATTN(1)0 +DISPATCH(1)0 SHARED(0)0 -COMBINE(0)0 ATTN(0)1 "
-        "+DISPATCH(0)1 -DISPATCH(1)0 MLP(1)0 +COMBINE(1)0 -DISPATCH(0)1 MLP(0)1 "
-        "+COMBINE(0)1 SHARED(1)0 -COMBINE(1)0 ATTN(1)1 +DISPATCH(1)1 SHARED(0)1 "
-        "-DISPATCH(1)1 MLP(1)1 +COMBINE(1)1 SHARED(1)1 -COMBINE(0)1 HEAD(0)2 "
-        "-COMBINE(1)1 HEAD(1)2 ");
+    assert_string_equal(p.text,
+                        "EMBED(0)-1 EMBED(1)-1 ATTN(0)0 +DISPATCH(0)0 -DISPATCH(0)0 MLP(0)0 "
+                        "+COMBINE(0)0 ATTN(1)0 +DISPATCH(1)0 SHARED(0)0 -COMBINE(0)0 ATTN(0)1 "
+                        "+DISPATCH(0)1 -DISPATCH(1)0 MLP(1)0 +COMBINE(1)0 -DISPATCH(0)1 MLP(0)1 "
+                        "+COMBINE(0)1 SHARED(1)0 -COMBINE(1)0 ATTN(1)1 +DISPATCH(1)1 SHARED(0)1 "
+                        "-DISPATCH(1)1 MLP(1)1 +COMBINE(1)1 SHARED(1)1 -COMBINE(0)1 HEAD(0)2 "
+                        "-COMBINE(1)1 HEAD(1)2 ");
     probe_free(&p);
     schedule_free(&s);
 
@@ -310,11 +308,10 @@ static void test_runner_calls(void **state)
     r.ctx = &p;
     assert_int_equal(runner_run(&r, &s), OK);
     assert_string_equal(
-        p.text,
-        "EMBED(0)-1 EMBED(1)-1 ATTN_0(0)0 ATTN_1(0)0 ATTN_0(1)0 DENSE_MLP(0)0 ATTN_1(1)0 "
-        "ATTN_0(0)1 DENSE_MLP(1)0 ATTN_1(0)1 +DISPATCH(0)1 SHARED(0)1 ATTN_0(1)1 "
-        "-DISPATCH(0)1 MLP(0)1 +COMBINE(0)1 ATTN_1(1)1 +DISPATCH(1)1 SHARED(1)1 "
-        "-DISPATCH(1)1 MLP(1)1 +COMBINE(1)1 -COMBINE(0)1 HEAD(0)2 -COMBINE(1)1 HEAD(1)2 ");
+        p.text, "EMBED(0)-1 EMBED(1)-1 ATTN_0(0)0 ATTN_1(0)0 ATTN_0(1)0 DENSE_MLP(0)0 ATTN_1(1)0 "
+                "ATTN_0(0)1 DENSE_MLP(1)0 ATTN_1(0)1 +DISPATCH(0)1 SHARED(0)1 ATTN_0(1)1 "
+                "-DISPATCH(0)1 MLP(0)1 +COMBINE(0)1 ATTN_1(1)1 +DISPATCH(1)1 SHARED(1)1 "
+                "-DISPATCH(1)1 MLP(1)1 +COMBINE(1)1 -COMBINE(0)1 HEAD(0)2 -COMBINE(1)1 HEAD(1)2 ");
     probe_free(&p);
     schedule_free(&s);
 
@@ -343,15 +340,19 @@ static void test_runner_limit(void **state)
         {.stage = STAGE_SHARED, .lane = OP_COMPUTE, .layer = 0, .index = 4},
         {.stage = STAGE_MLP, .lane = OP_COMPUTE, .layer = 2, .index = 5, .n_deps = 1, .deps = {3}}};
     int compute[3] = {0, 4, 5}, comm[3] = {1, 2, 3};
-    struct schedule s = {.layers = 3, .micro_batches = 1, .n_ops = 6, .ops = ops,
-                         .n_lane = {3, 3}, .lane = {compute, comm}};
+    struct schedule s = {.layers = 3,
+                         .micro_batches = 1,
+                         .n_ops = 6,
+                         .ops = ops,
+                         .n_lane = {3, 3},
+                         .lane = {compute, comm}};
     struct probe p;
     struct runner r;
     probe_reset(&p, &s, 1, 1);
     runner_init(&r, &probe_ops, &p);
     assert_int_equal(runner_run(&r, &s), OK);
     assert_string_equal(p.text, "EMBED(0)-1 +DISPATCH(0)0 +DISPATCH(0)1 SHARED(0)0 -DISPATCH(0)0 "
-                        "+DISPATCH(0)2 -DISPATCH(0)2 MLP(0)2 -DISPATCH(0)1 ");
+                                "+DISPATCH(0)2 -DISPATCH(0)2 MLP(0)2 -DISPATCH(0)1 ");
     assert_int_equal(p.max_open, SCHEDULE_MAX_OPEN);
     probe_free(&p);
     ops[3].deps[0] = 5; /* needs its own consumer: refused, not a hang */
@@ -459,9 +460,9 @@ static double stage_time(void *arg, const struct op *op)
 static void test_list_sim_by_hand(void **state)
 {
     (void)state;
-    double t[STAGE_COUNT] = {[STAGE_ATTN_0] = 1, [STAGE_ATTN_1] = 2, [STAGE_SHARED] = 1,
-                             [STAGE_MLP] = 3, [STAGE_DISPATCH] = 4, [STAGE_COMBINE] = 5,
-                             [STAGE_HEAD] = 1};
+    double t[STAGE_COUNT] = {
+        [STAGE_ATTN_0] = 1,   [STAGE_ATTN_1] = 2,  [STAGE_SHARED] = 1, [STAGE_MLP] = 3,
+        [STAGE_DISPATCH] = 4, [STAGE_COMBINE] = 5, [STAGE_HEAD] = 1};
     struct schedule s;
     assert_int_equal(schedule_decode_five_stage(1, moe_all, &s), OK);
     double *end = calloc((size_t)s.n_ops, sizeof *end);
@@ -535,29 +536,28 @@ static void test_trace_file(void **state)
     close(fd);
     unlink(path);
     assert_string_equal(
-        text,
-        "[\n"
-        "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":7,"
-        "\"args\":{\"name\":\"decode0 \\\"r\\\" 3\"}},\n"
-        "{\"name\":\"process_sort_index\",\"ph\":\"M\",\"pid\":7,"
-        "\"args\":{\"sort_index\":7}},\n"
-        "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":7,\"tid\":82,"
-        "\"args\":{\"name\":\"micro-batch 0 communication\"}},\n"
-        "{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":7,\"tid\":82,"
-        "\"args\":{\"sort_index\":1}},\n"
-        "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":7,\"tid\":83,"
-        "\"args\":{\"name\":\"micro-batch 1 compute\"}},\n"
-        "{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":7,\"tid\":83,"
-        "\"args\":{\"sort_index\":2}},\n"
-        "{\"name\":\"ATTN_0(1)\",\"cat\":\"compute\",\"ph\":\"X\",\"ts\":500000.000,"
-        "\"dur\":250000.000,\"pid\":7,\"tid\":83,\"args\":{\"layer\":3}},\n"
-        "{\"name\":\"COMBINE(0)\",\"cat\":\"communication\",\"ph\":\"X\",\"ts\":250000.000,"
-        "\"dur\":250001.500,\"pid\":7,\"tid\":82,\"args\":{\"layer\":2}},\n"
-        "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":8,"
-        "\"args\":{\"name\":\"rank 8\"}},\n"
-        "{\"name\":\"process_sort_index\",\"ph\":\"M\",\"pid\":8,"
-        "\"args\":{\"sort_index\":8}}\n"
-        "]\n");
+        text, "[\n"
+              "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":7,"
+              "\"args\":{\"name\":\"decode0 \\\"r\\\" 3\"}},\n"
+              "{\"name\":\"process_sort_index\",\"ph\":\"M\",\"pid\":7,"
+              "\"args\":{\"sort_index\":7}},\n"
+              "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":7,\"tid\":82,"
+              "\"args\":{\"name\":\"micro-batch 0 communication\"}},\n"
+              "{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":7,\"tid\":82,"
+              "\"args\":{\"sort_index\":1}},\n"
+              "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":7,\"tid\":83,"
+              "\"args\":{\"name\":\"micro-batch 1 compute\"}},\n"
+              "{\"name\":\"thread_sort_index\",\"ph\":\"M\",\"pid\":7,\"tid\":83,"
+              "\"args\":{\"sort_index\":2}},\n"
+              "{\"name\":\"ATTN_0(1)\",\"cat\":\"compute\",\"ph\":\"X\",\"ts\":500000.000,"
+              "\"dur\":250000.000,\"pid\":7,\"tid\":83,\"args\":{\"layer\":3}},\n"
+              "{\"name\":\"COMBINE(0)\",\"cat\":\"communication\",\"ph\":\"X\",\"ts\":250000.000,"
+              "\"dur\":250001.500,\"pid\":7,\"tid\":82,\"args\":{\"layer\":2}},\n"
+              "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":8,"
+              "\"args\":{\"name\":\"rank 8\"}},\n"
+              "{\"name\":\"process_sort_index\",\"ph\":\"M\",\"pid\":8,"
+              "\"args\":{\"sort_index\":8}}\n"
+              "]\n");
     error_clear();
     assert_int_equal(trace_write("/nonexistent/dir/t.json", ranks, 2), ERR_RESOURCE);
     assert_non_null(strstr(error_text(), "/nonexistent/dir/t.json"));
@@ -567,12 +567,12 @@ static void test_trace_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prefill_order),    cmocka_unit_test(test_decode_order),
-        cmocka_unit_test(test_sequential_order), cmocka_unit_test(test_build_and_bad_arguments),
+        cmocka_unit_test(test_prefill_order),      cmocka_unit_test(test_decode_order),
+        cmocka_unit_test(test_sequential_order),   cmocka_unit_test(test_build_and_bad_arguments),
         cmocka_unit_test(test_check_finds_damage), cmocka_unit_test(test_runner_calls),
-        cmocka_unit_test(test_runner_random),    cmocka_unit_test(test_runner_error),
-        cmocka_unit_test(test_list_sim_by_hand), cmocka_unit_test(test_list_sim_overlap),
-        cmocka_unit_test(test_runner_limit),     cmocka_unit_test(test_trace_file),
+        cmocka_unit_test(test_runner_random),      cmocka_unit_test(test_runner_error),
+        cmocka_unit_test(test_list_sim_by_hand),   cmocka_unit_test(test_list_sim_overlap),
+        cmocka_unit_test(test_runner_limit),       cmocka_unit_test(test_trace_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

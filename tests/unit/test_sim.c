@@ -40,10 +40,17 @@ struct bench {
 static struct bench *bench_new(double requests)
 {
     struct bench *b = calloc(1, sizeof *b);
-    struct session_params s = {.turns = 2, .first_tokens = 800, .first_sigma = 0.8,
-                               .followup_tokens = 100, .followup_sigma = 0.8, .output_tokens = 200,
-                               .output_sigma = 0.8, .returned = 0.5, .think_s = 20,
-                               .think_sigma = 0.5, .max_prompt = 32768};
+    struct session_params s = {.turns = 2,
+                               .first_tokens = 800,
+                               .first_sigma = 0.8,
+                               .followup_tokens = 100,
+                               .followup_sigma = 0.8,
+                               .output_tokens = 200,
+                               .output_sigma = 0.8,
+                               .returned = 0.5,
+                               .think_s = 20,
+                               .think_sigma = 0.5,
+                               .max_prompt = 32768};
     double bar[CURVE_HOURS];
     struct plan_role role = {.max_units = 3, .min_units = 1, .start_units = 3, .nodes = 1};
     struct autoscale_params a = {.drain_s = 30};
@@ -53,13 +60,25 @@ static struct bench *bench_new(double requests)
     assert_int_equal(arrival_curve_build(bar, "flat", &b->curve), OK);
     assert_int_equal(node_plan_init(&b->plan, PLAN_FIXED, &role, &role, &a), OK);
     b->c = (struct sim_config){
-        .workload = &b->w, .curve = &b->curve, .requests = requests, .hours = 0.5,
-        .warmup_s = 600, .epoch_s = 0.1, .seed = 5, .tokens_per_step = 1,
-        .kv_pages_per_gpu = 1000, .high_water = 0.95, .plan = &b->plan,
-        .prefill = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 4096,
+        .workload = &b->w,
+        .curve = &b->curve,
+        .requests = requests,
+        .hours = 0.5,
+        .warmup_s = 600,
+        .epoch_s = 0.1,
+        .seed = 5,
+        .tokens_per_step = 1,
+        .kv_pages_per_gpu = 1000,
+        .high_water = 0.95,
+        .plan = &b->plan,
+        .prefill = {.max_units = 3,
+                    .gpus = 8,
+                    .ranks = 1,
+                    .nodes = 1,
+                    .tokens_per_gpu = 4096,
                     .uneven = 1},
-        .decode = {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 64,
-                   .uneven = 1},
+        .decode =
+            {.max_units = 3, .gpus = 8, .ranks = 1, .nodes = 1, .tokens_per_gpu = 64, .uneven = 1},
     };
     assert_int_equal(sim_time_build(decode_time, NULL, 64, 8192, &b->c.decode.time), OK);
     assert_int_equal(sim_time_build(prefill_time, NULL, 4096, 8192, &b->c.prefill.time), OK);
@@ -93,8 +112,8 @@ static void steady_state(void **state)
     double running = 0, out = (double)r.total[SIM_OUTPUT_Q10] / 1024;
     for (int i = 0; i < r.minutes; i++)
         running += (double)r.minute[i].n[SIM_DECODE_RUNNING] / r.minutes;
-    double tpot = (double)r.total[SIM_TPOT_TICKS] / SIM_TICKS_PER_S /
-                  (double)r.total[SIM_TPOT_TOKENS];
+    double tpot =
+        (double)r.total[SIM_TPOT_TICKS] / SIM_TICKS_PER_S / (double)r.total[SIM_TPOT_TOKENS];
     double little = n / 1800 * tpot * (m.output - 1), batch = running / 24;
     double step = decode_time(NULL, batch, m.kv_per_output);
     printf("arrivals %.0f, prompt %.1f (%.1f), output %.1f (%.1f), hits %.4f (%.4f)\n", n, in / n,
@@ -181,8 +200,9 @@ static void pages_run_out(void **state)
     }
     double out = (double)r.total[SIM_OUTPUT_Q10], same = (double)all.total[SIM_OUTPUT_Q10];
     printf("moved to the host %lld, seen there at minutes' ends %lld, pages at most %lld of %d, "
-           "output %.4f\n", (long long)r.total[SIM_PREEMPTED], (long long)host, (long long)most,
-           3 * 8 * 62, out / same);
+           "output %.4f\n",
+           (long long)r.total[SIM_PREEMPTED], (long long)host, (long long)most, 3 * 8 * 62,
+           out / same);
     assert_true(r.total[SIM_PREEMPTED] > 20 && host > 0 && all.total[SIM_PREEMPTED] == 0);
     assert_true(most <= 3 * 8 * 62);
     assert_true(fabs((double)r.total[SIM_FINISHED] / (double)r.total[SIM_ARRIVALS] - 1) < 0.1);
@@ -206,8 +226,8 @@ static void balancers_deal_to_ranks(void **state)
     double uneven = (double)r.total[SIM_DECODE_UNEVEN_Q10] / steps;
     double tpot = (double)r.total[SIM_TPOT_TICKS] / (double)r.total[SIM_TPOT_TOKENS];
     double even = (double)u.total[SIM_TPOT_TICKS] / (double)u.total[SIM_TPOT_TOKENS];
-    printf("a step takes %.4f of an even one; time per token %.4f of a unit's as a whole\n",
-           uneven, tpot / even);
+    printf("a step takes %.4f of an even one; time per token %.4f of a unit's as a whole\n", uneven,
+           tpot / even);
     assert_true(uneven > 1.002 && uneven < 1.2);
     assert_true(fabs(tpot / even / uneven - 1) < 0.02);
     b->c.decode.ranks = 1; /* and as the factor of a unit as a whole */
@@ -292,8 +312,8 @@ static void histogram(void **state)
 static void replanning_follows_the_load(void **state)
 {
     (void)state;
-    struct eplb_shape shape = {.layers = 4, .experts = 256, .groups = 8, .slots = 288,
-                               .ranks = 144, .nodes = 18};
+    struct eplb_shape shape = {
+        .layers = 4, .experts = 256, .groups = 8, .slots = 288, .ranks = 144, .nodes = 18};
     struct expert_drift_params p = {.sigma = 0.5, .tau_s = 7200, .replan_s = 600, .seed = 3};
     struct expert_drift d, never, still;
     assert_int_equal(expert_drift_run(&p, &shape, 241, &d), OK);
@@ -341,7 +361,9 @@ static void imbalance_slows_the_steps(void **state)
         one[m] = 1;
         half[m] = 1.5;
     }
-    struct sim_experts e = {.minutes = 64, .imbalance = {one, half}, .at = {1, 2, 3, 4},
+    struct sim_experts e = {.minutes = 64,
+                            .imbalance = {one, half},
+                            .at = {1, 2, 3, 4},
                             .table = {t, t + SIM_EXPERT_TABLES}};
     struct sim_result even = run(b);
     b->c.experts = &e;
@@ -360,9 +382,9 @@ static void imbalance_slows_the_steps(void **state)
 static void a_point_is_a_day(void **state)
 {
     (void)state;
-    const char *const set[] = {"published=null", "workload.hours=0.2", "workload.requests=1e5",
-                               "workload.warmup_s=300", "prefill.units=2", "decode.units=2",
-                               "nodes.mode=fixed"};
+    const char *const set[] = {
+        "published=null",  "workload.hours=0.2", "workload.requests=1e5", "workload.warmup_s=300",
+        "prefill.units=2", "decode.units=2",     "nodes.mode=fixed"};
     struct study s;
     struct study_plant *p = calloc(1, sizeof *p);
     struct study_day_totals t;
@@ -383,12 +405,18 @@ static void a_point_is_a_day(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(steady_state), cmocka_unit_test(same_seed_same_bits),
-        cmocka_unit_test(small_cache_forgets), cmocka_unit_test(admission_bounds_pages),
-        cmocka_unit_test(pages_run_out), cmocka_unit_test(balancers_deal_to_ranks),
-        cmocka_unit_test(moved_requests_are_kept), cmocka_unit_test(speculation_keeps_the_tokens),
-        cmocka_unit_test(histogram), cmocka_unit_test(replanning_follows_the_load),
-        cmocka_unit_test(imbalance_slows_the_steps), cmocka_unit_test(a_point_is_a_day),
+        cmocka_unit_test(steady_state),
+        cmocka_unit_test(same_seed_same_bits),
+        cmocka_unit_test(small_cache_forgets),
+        cmocka_unit_test(admission_bounds_pages),
+        cmocka_unit_test(pages_run_out),
+        cmocka_unit_test(balancers_deal_to_ranks),
+        cmocka_unit_test(moved_requests_are_kept),
+        cmocka_unit_test(speculation_keeps_the_tokens),
+        cmocka_unit_test(histogram),
+        cmocka_unit_test(replanning_follows_the_load),
+        cmocka_unit_test(imbalance_slows_the_steps),
+        cmocka_unit_test(a_point_is_a_day),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -145,13 +145,17 @@ static void test_training_trace(void **state)
     (void)state;
     struct hardware hw = h800;
     hw.comm.comm_sms_prefill = 20;
-    struct stage_setup setup = {.calibrated = true, .overlap = true, .ep = 64, .nodes = 8,
-                                .slots_per_gpu = 4, .imbalance = 1};
+    struct stage_setup setup = {.calibrated = true,
+                                .overlap = true,
+                                .ep = 64,
+                                .nodes = 8,
+                                .slots_per_gpu = 4,
+                                .imbalance = 1};
     struct stage_model m;
     struct stage_times t;
     stage_model_build(&hw, &v3, &setup, &m);
-    struct stage_load load = {.tokens = 4096, .pairs = unit_prompt_pairs(4096, 0),
-                              .head_tokens = 1};
+    struct stage_load load = {
+        .tokens = 4096, .pairs = unit_prompt_pairs(4096, 0), .head_tokens = 1};
     stage_times_at(&m, &load, &t);
     near_to("attention, us", t.stage[STAGE_ATTN].us, 4363 - 188, 0.01);
     near_to("experts + shared, us", t.stage[STAGE_MLP].us + t.stage[STAGE_SHARED].us, 4604 - 160,
@@ -219,8 +223,8 @@ static void test_table(void **state)
             if (off > worst) worst = off, worst_x = x, worst_y = y;
         }
         printf("# table %s: worst interpolation error %.2f %% at (%.1f, %.0f), %.0f %% of the "
-               "tolerance\n", i ? "decode" : "prefill", worst * 100, worst_x, worst_y,
-               worst * 1e4);
+               "tolerance\n",
+               i ? "decode" : "prefill", worst * 100, worst_x, worst_y, worst * 1e4);
         assert_true(worst < 0.01);
         unit_table_free(&t);
         unit_speed_free(u[i]);
@@ -234,8 +238,9 @@ static void test_memory(void **state)
     struct unit_memory m;
     unit_memory(u, &m);
     near_to("KV of a token, bytes", unit_kv_bytes_per_token(u), 61 * 576 * 2, 1e-9);
-    near_to("components sum to the capacity", m.replicated + m.routed + m.absorbed + m.comm +
-            m.activation + m.reserve + m.kv, m.capacity, 1e-9);
+    near_to("components sum to the capacity",
+            m.replicated + m.routed + m.absorbed + m.comm + m.activation + m.reserve + m.kv,
+            m.capacity, 1e-9);
     near_to("two expert slots, 58 layers, GB", m.routed * 1e-9, 2 * 58 * 44.04e-3, 0.01);
     assert_int_equal((int)unit_max_batch(u, 4989), 128);
     assert_true(unit_max_batch(u, 100000) < 8);
@@ -285,10 +290,10 @@ static void test_whole_expert_rows(void **state)
                 unit_prefill_step(u[k], 16384, 16384.0 * 2048, &s[k]);
             unit_speed_free(u[k]);
         }
-        double off = s[0].stage[STAGE_MLP].part[BOUND_KERNELS] -
-                     s[1].stage[STAGE_MLP].part[BOUND_KERNELS];
-        double want = role ? 2 + 6 * 64 / 128.0 : h800.calibrated.elementwise_mlp_us_per_row *
-                                                      8192 * v3.topk;
+        double off =
+            s[0].stage[STAGE_MLP].part[BOUND_KERNELS] - s[1].stage[STAGE_MLP].part[BOUND_KERNELS];
+        double want =
+            role ? 2 + 6 * 64 / 128.0 : h800.calibrated.elementwise_mlp_us_per_row * 8192 * v3.topk;
         near_to(role ? "decode experts' small kernels, us" : "prefill experts' small kernels, us",
                 off, want, 1e-6);
         assert_true(s[1].stage[STAGE_SHARED].part[BOUND_KERNELS] ==
@@ -299,7 +304,11 @@ static void test_whole_expert_rows(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-    static const struct { int ep, nodes, redundant; double imbalance; const char *says; } bad[] = {
+    static const struct {
+        int ep, nodes, redundant;
+        double imbalance;
+        const char *says;
+    } bad[] = {
         {0, 0, -1, 0, "ep is 0"},
         {100, 0, -1, 0, "4 would stand idle"},
         {160, 0, 32, 0, "= 288 slots evenly: take ep 144 or 288"},
@@ -358,13 +367,18 @@ static void test_everywhere(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_isca_bound),     cmocka_unit_test(test_gemm_points),
-        cmocka_unit_test(test_distinct_nodes), cmocka_unit_test(test_decode_trace),
-        cmocka_unit_test(test_training_trace), cmocka_unit_test(test_monotone),
-        cmocka_unit_test(test_choices),        cmocka_unit_test(test_table),
-        cmocka_unit_test(test_memory),         cmocka_unit_test(test_load_of_layers), cmocka_unit_test(test_whole_expert_rows),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_everywhere)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_isca_bound),
+                                       cmocka_unit_test(test_gemm_points),
+                                       cmocka_unit_test(test_distinct_nodes),
+                                       cmocka_unit_test(test_decode_trace),
+                                       cmocka_unit_test(test_training_trace),
+                                       cmocka_unit_test(test_monotone),
+                                       cmocka_unit_test(test_choices),
+                                       cmocka_unit_test(test_table),
+                                       cmocka_unit_test(test_memory),
+                                       cmocka_unit_test(test_load_of_layers),
+                                       cmocka_unit_test(test_whole_expert_rows),
+                                       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_everywhere)};
     return cmocka_run_group_tests_name("stage_time", tests, setup, teardown);
 }

@@ -158,8 +158,8 @@ static void last_attempt(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(nothing),   cmocka_unit_test(slow_rank),  cmocka_unit_test(one_of_two),
-        cmocka_unit_test(accidents), cmocka_unit_test(slow_link),  cmocka_unit_test(even_links),
+        cmocka_unit_test(nothing),      cmocka_unit_test(slow_rank), cmocka_unit_test(one_of_two),
+        cmocka_unit_test(accidents),    cmocka_unit_test(slow_link), cmocka_unit_test(even_links),
         cmocka_unit_test(last_attempt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

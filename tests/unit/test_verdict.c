@@ -68,8 +68,9 @@ static void silent_rank(void **state)
     for (int i = 0; i < N; i++) waits(&s, i, WATCH_ROWS, 1u << 4);
     rank_in(&s, 4)->known = KNOWN_SILENT;
     rank_in(&s, 4)->process = 'T';
-    judge(&s, 4, 5, "5 ranks wait for rank 4 on host1 (decode0, decode step 7, layer 1, DISPATCH), "
-                    "its process is stopped");
+    judge(&s, 4, 5,
+          "5 ranks wait for rank 4 on host1 (decode0, decode step 7, layer 1, DISPATCH), "
+          "its process is stopped");
     assert_non_null(strstr(s.v.text, "rank 0 on host0 (decode0, decode step 7, layer 1, DISPATCH) "
                                      "for its dispatch rows"));
     assert_non_null(strstr(s.v.text, "and 1 more"));
@@ -156,10 +157,14 @@ static void start(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(silent_rank),  cmocka_unit_test(slow_rank_behind_another),
-        cmocka_unit_test(silent_before_busy), cmocka_unit_test(lost_host),
-        cmocka_unit_test(other_host),   cmocka_unit_test(cycle),
-        cmocka_unit_test(idle),         cmocka_unit_test(start),
+        cmocka_unit_test(silent_rank),
+        cmocka_unit_test(slow_rank_behind_another),
+        cmocka_unit_test(silent_before_busy),
+        cmocka_unit_test(lost_host),
+        cmocka_unit_test(other_host),
+        cmocka_unit_test(cycle),
+        cmocka_unit_test(idle),
+        cmocka_unit_test(start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

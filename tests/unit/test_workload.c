@@ -17,10 +17,17 @@
 
 static struct session_params given(void)
 {
-    return (struct session_params){.turns = 2, .first_tokens = 1000, .first_sigma = 1,
-                                   .followup_tokens = 120, .followup_sigma = 1,
-                                   .output_tokens = 500, .output_sigma = 1, .returned = 0.35,
-                                   .think_s = 60, .think_sigma = 1, .max_prompt = 65536};
+    return (struct session_params){.turns = 2,
+                                   .first_tokens = 1000,
+                                   .first_sigma = 1,
+                                   .followup_tokens = 120,
+                                   .followup_sigma = 1,
+                                   .output_tokens = 500,
+                                   .output_sigma = 1,
+                                   .returned = 0.35,
+                                   .think_s = 60,
+                                   .think_sigma = 1,
+                                   .max_prompt = 65536};
 }
 
 static void share(const char *what, double error, double tolerance)
@@ -123,7 +130,9 @@ static void traces(void **state)
     assert_int_equal(read_text("{\"timestamp\": 0, \"input_length\": 600, \"output_length\": 5, "
                                "\"hash_ids\": [0, 1]}\n{\"timestamp\": 3000, "
                                "\"input_length\": 700, "
-                               "\"output_length\": 7, \"hash_ids\": [0, 2]}\n", ".jsonl", &t), OK);
+                               "\"output_length\": 7, \"hash_ids\": [0, 2]}\n",
+                               ".jsonl", &t),
+                     OK);
     assert_int_equal(t.n, 2);
     assert_int_equal(t.max_block, 3);
     assert_int_equal(t.blocks[t.row[1].first_block + 1], 2);
@@ -131,7 +140,8 @@ static void traces(void **state)
     workload_trace_free(&t);
     assert_int_equal(read_text("arrived_at,num_prefill_tokens,num_decode_tokens\n"
                                "0,10,2\n0.5,4,3\n",
-                               ".csv", &t), OK);
+                               ".csv", &t),
+                     OK);
     assert_true(t.n == 2 && t.row[1].output == 3);
     workload_trace_free(&t);
     const struct {
@@ -150,8 +160,10 @@ static void traces(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tables_keep_their_mean), cmocka_unit_test(fit_meets_targets),
-        cmocka_unit_test(fit_refuses_the_impossible), cmocka_unit_test(curve_keeps_the_bars),
+        cmocka_unit_test(tables_keep_their_mean),
+        cmocka_unit_test(fit_meets_targets),
+        cmocka_unit_test(fit_refuses_the_impossible),
+        cmocka_unit_test(curve_keeps_the_bars),
         cmocka_unit_test(traces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
