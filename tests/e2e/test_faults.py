@@ -215,7 +215,7 @@ STANDSTILLS = {
         "Waiting: rank 0 on {host} (prefill0, prefill step 0, layer 1, DISPATCH)",
         "for its dispatch counts", "--resume"]),
     "transfer, hangs": ("transfer", 1, False, {}, [
-        "rank 1 on {host} (prefill0, prefill step 0, layer 0, ATTN)", "does not answer"]),
+        "rank 1 on {host} (prefill0, prefill step ", ", layer 0, ATTN)", "does not answer"]),
     "decode, hangs": ("decode", 3, False, {}, [
         "1 rank waits for rank 3 on {host} (decode0, decode step 0", "does not answer",
         "Waiting: rank 2 on {host} (decode0, decode step 0, layer 1, DISPATCH) for its dispatch "

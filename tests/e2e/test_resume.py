@@ -184,7 +184,7 @@ def test_what_may_change(jobs, finished):
 def test_lock_of_a_job_that_stands_still(jobs):
     """It is taken over when its heartbeat is a minute old; the halted job ends by itself when it
     wakes, and leaves the results alone."""
-    job = some_job(jobs, count=4000, mixed={"ep": 1})
+    job = some_job(jobs, count=40000, mixed={"ep": 1})
     run = Background(jobs, 1, job)
     run.wait_for_answers(5)
     lock = pathlib.Path(job["results"] + ".lock")
