@@ -14,22 +14,33 @@ static int round_up(int n, int to)
     return (n + to - 1) / to * to;
 }
 
+int attend_tile_rows(int dim_k, int dim_v)
+{
+    bool narrow =
+        ATTEND_ROWS * dim_k <= ATTEND_WIDE_ROWS * ATTENTION_MAX_DIM_K &&
+        ATTEND_ROWS * round_up(dim_v, ATTEND_PAD) <= ATTEND_WIDE_ROWS * ATTENTION_MAX_DIM_V;
+    return narrow ? ATTEND_ROWS : ATTEND_WIDE_ROWS;
+}
+
 void attend_load(const struct attend_micro *micro, struct attend_tile *t, int rows, int dim_k,
-                 int dim_v, const float *q, int64_t ld, float scale)
+                 int dim_k0, int dim_v, const float *q, int64_t ld, float scale)
 {
     t->rows = rows;
     t->dim_k = dim_k;
+    t->dim_k0 = dim_k0;
     t->dim_v = dim_v;
-    t->ldq = dim_k / micro->per_cell;
+    t->ahead = NULL;
     t->ldo = round_up(dim_v, ATTEND_PAD);
     t->scale = scale;
     micro->pack_q(rows, dim_k, q, ld, t->q);
 }
 
+/* Rows up to a whole group as well: a product may take them along. */
 void attend_begin(struct attend_tile *t)
 {
-    memset(t->o, 0, (size_t)t->rows * (size_t)t->ldo * sizeof *t->o);
-    for (int r = 0; r < t->rows; r++) {
+    size_t rows = (size_t)round_up(t->rows, ATTEND_GROUP);
+    memset(t->o, 0, rows * (size_t)t->ldo * sizeof *t->o);
+    for (int r = 0; r < ATTEND_ROWS; r++) {
         t->m[r] = -INFINITY;
         t->l[r] = 0;
     }
@@ -65,15 +76,29 @@ static void group_values(const struct attend_micro *micro, struct attend_tile *t
     }
 }
 
-void attend_block(const struct attend_micro *micro, struct attend_tile *t, int limit0, int step,
-                  struct lane *poll)
+static void pack_block(const struct attend_micro *micro, struct attend_tile *t, int keys)
 {
+    int rest = t->dim_k - t->dim_k0;
+    micro->pack_k(t->key_row, keys, t->dim_k0, 0, t->k);
+    if (rest) micro->pack_k(t->rope_row, keys, rest, t->dim_k0, t->k);
+    micro->pack_v(t->value_row, keys, t->dim_v, t->ldo, t->v);
+}
+
+void attend_block(const struct attend_micro *micro, struct attend_tile *t, int keys, int limit0,
+                  int step, struct lane *poll)
+{
+    if (micro->block) {
+        micro->block(t, keys, limit0, step, poll);
+        return;
+    }
+    pack_block(micro, t, keys);
     for (int row0 = 0; row0 < t->rows; row0 += ATTEND_GROUP) {
         int rows = t->rows - row0 < ATTEND_GROUP ? t->rows - row0 : ATTEND_GROUP;
         int limit = limit0 + row0 * step;
         int most = clamp_keys(limit + (rows - 1) * step);
         if (most == 0) continue;
-        micro->scores(rows, round_up(most, ATTEND_PAD), t->dim_k, t->q + row0 * t->ldq, t->k, t->s);
+        micro->scores(rows, round_up(most, ATTEND_PAD), t->dim_k, t->q + row0 * t->dim_k, t->k,
+                      t->s);
         group_softmax(micro, t, row0, rows, limit, step);
         group_values(micro, t, row0, rows, limit, step);
         if (poll) lane_poll(poll);

@@ -14,8 +14,10 @@
 #include "device/kernels.h"
 
 enum {
-    ATTEND_ROWS = 64, /* rows of a tile */
-    ATTEND_GROUP = 8, /* rows that a product takes at once */
+    ATTEND_ROWS = 128,      /* rows of a tile of narrow heads (attend_tile_rows) */
+    ATTEND_WIDE_ROWS = 64,  /* rows of a tile of any heads */
+    ATTEND_GROUP = 8,       /* rows that a product takes at once */
+    ATTEND_SCORE_ROWS = 32, /* rows whose scores a tile holds */
     ATTEND_KEYS = ATTENTION_KEY_BLOCK,
     ATTEND_PAD = 32 /* widths of products are rounded up to this */
 };
@@ -27,27 +29,31 @@ union cell {
     uint32_t pair;
 };
 
+/* The layouts are those of the FP32 paths; a path with attend_micro.block has its own. */
 struct attend_tile {
-    union cell q[ATTEND_ROWS * ATTENTION_MAX_DIM_K]; /* [rows][depth] */
-    union cell k[ATTENTION_MAX_DIM_K * ATTEND_KEYS]; /* [depth][keys] */
-    union cell v[ATTEND_KEYS * ATTENTION_MAX_DIM_V]; /* [keys or pairs][ldo] */
-    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V];      /* [rows][ldo], not yet divided by l */
-    float s[ATTEND_GROUP * ATTEND_KEYS];             /* scores of a group */
-    union cell p[ATTEND_GROUP * ATTEND_KEYS];        /* its softmax weights */
-    float m[ATTEND_ROWS], l[ATTEND_ROWS];            /* running maximum and denominator */
-    const void *key_row[ATTEND_KEYS];                /* where the block's keys lie */
+    union cell q[ATTEND_WIDE_ROWS * ATTENTION_MAX_DIM_K]; /* [rows][depth] */
+    union cell k[ATTENTION_MAX_DIM_K * ATTEND_KEYS];      /* [depth][keys] */
+    union cell v[ATTEND_KEYS * ATTENTION_MAX_DIM_V];      /* [keys][ldo] */
+    float o[ATTEND_WIDE_ROWS * ATTENTION_MAX_DIM_V];      /* [rows][ldo], not yet divided by l */
+    float s[ATTEND_SCORE_ROWS * ATTEND_KEYS];             /* scores of a group */
+    union cell p[ATTEND_ROWS / 2 * ATTEND_KEYS];          /* its softmax weights */
+    float m[ATTEND_ROWS], l[ATTEND_ROWS];                 /* running maximum and denominator */
+    const void *key_row[ATTEND_KEYS];                     /* where the block's keys lie: dim_k0 */
+    const void *rope_row[ATTEND_KEYS];                    /* channels, and the rest of dim_k */
     const void *value_row[ATTEND_KEYS];
-    int rows, dim_k, dim_v;
-    int ldq, ldo; /* ldq: cells of a row of q; ldo: dim_v rounded up to ATTEND_PAD */
+    const void *ahead; /* where the next block's keys begin, to be fetched; NULL: unknown */
+    int rows, dim_k, dim_k0, dim_v;
+    int ldo; /* dim_v rounded up to ATTEND_PAD */
     float scale;
 } __attribute__((aligned(64)));
 
 /* Arithmetic for one instruction set and cache type. Each output element is one chain of
  * operations in ascending order of channel or key, whatever the number of rows or columns. */
 struct attend_micro {
-    int per_cell; /* channels in a cell: 1, or 2 for BF16 products */
-    /* [rows][dim_k] FP32 with row stride ld -> [rows][dim_k / per_cell]. */
+    /* [rows][dim_k] FP32 with row stride ld -> the tile's q. */
     void (*pack_q)(int rows, int dim_k, const float *q, int64_t ld, union cell *out);
+    /* attend_block as one function. If set, the five functions after it are NULL. */
+    void (*block)(struct attend_tile *tile, int keys, int limit0, int step, struct lane *poll);
     /* keys rows of dim channels -> channels dim0.. of k; columns >= keys become 0. */
     void (*pack_k)(const void *const *row, int keys, int dim, int dim0, union cell *k);
     /* keys rows of dim channels -> v with row stride ld; columns dim .. ld become 0. */
@@ -72,17 +78,22 @@ struct attend_micro {
 /* The arithmetic of a path; isa as in attention_kernels_fill. */
 const struct attend_micro *attend_micro_get(enum isa isa, enum dtype kv_type);
 
-/* Takes the `rows` rows of q (row stride ld) into a tile. */
+/* Rows that a tile holds at these sizes: ATTEND_ROWS or ATTEND_WIDE_ROWS. */
+int attend_tile_rows(int dim_k, int dim_v);
+
+/* Takes the `rows` rows of q (row stride ld) into a tile for keys of dim_k channels, the first
+ * dim_k0 of them at key_row. */
 void attend_load(const struct attend_micro *micro, struct attend_tile *tile, int rows, int dim_k,
-                 int dim_v, const float *q, int64_t ld, float scale);
+                 int dim_k0, int dim_v, const float *q, int64_t ld, float scale);
 
 /* Empties the tile's running softmax. */
 void attend_begin(struct attend_tile *tile);
 
-/* Adds a packed block (tile->k, tile->v) of which row r sees the first min(64, limit0 + r * step)
- * keys (none if that is not positive); step is 0 or 1. Polls the lane if `lane` is given. */
-void attend_block(const struct attend_micro *micro, struct attend_tile *tile, int limit0, int step,
-                  struct lane *poll);
+/* Adds the block of `keys` keys that the tile points to (key_row, rope_row, value_row), of which
+ * row r sees the first limit0 + r * step: none if that is not positive, all if it is more than
+ * there are; step is 0 or 1. Serves the lane if `poll` is given. */
+void attend_block(const struct attend_micro *micro, struct attend_tile *tile, int keys, int limit0,
+                  int step, struct lane *poll);
 
 /* Divides row r by its denominator. */
 void attend_finish(const struct attend_micro *micro, const struct attend_tile *tile, int r,

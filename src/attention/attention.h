@@ -5,9 +5,10 @@
  *   portable     4-lane C vectors, no instruction set assumed
  *   avx2         8 lanes, FMA
  *   avx512       16 lanes, FMA
- *   avx512_bf16  as avx512; with a BF16 cache both products use vdpbf16ps
+ *   avx512_bf16  as avx512; with a BF16 cache both products use vdpbf16ps, keys and (up to eight
+ *                heads) values straight from the cache's rows
  *   amx          the avx512_bf16 functions (tiles are not used yet)
- * All are the same frame (attend.c) over a small table of row and tile kernels (micro.h).
+ * All are the same frame (attend.c) over a small table of row and tile kernels (attend.h).
  *
  * Numbers. kv_type F32: everything in FP32. kv_type BF16: the query and the softmax weights are
  * rounded to BF16 on every path, products are accumulated in FP32 in ascending order of the

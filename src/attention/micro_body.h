@@ -128,6 +128,20 @@ static void pack_v_bf16(const void *const *row, int keys, int dim, int ld, union
     pack_v(true, row, keys, dim, ld, v);
 }
 
+/* A NaN score is skipped by the maximum but not by the sum, so it reaches the whole row. */
+static float running_max(int keys, float scale, const float *s, float m)
+{
+    vf best = vf_set1(m);
+    VF_FOR(j, keys)
+    best = vf_max(vf_keep_n(vf_mul(vf_load(s + j), vf_set1(scale)), keys - j, -INFINITY), best);
+    return vf_hmax(best);
+}
+
+static float rescale_factor(float before, float after)
+{
+    return before == after ? 1.0f : exp_scalar(before - after);
+}
+
 static inline __attribute__((always_inline)) float
 softmax(const bool bf16, int keys, float scale, const float *s, union cell *p, float *m, float *l)
 {
@@ -157,10 +171,24 @@ static float softmax_bf16(int keys, float scale, const float *s, union cell *p, 
 }
 
 /* The two entries of an attend_micro_<path> table. */
-#define ATTEND_MICRO_TABLE                                                            \
-    {                                                                                 \
-        {1,           pack_q_f32, pack_k_f32, pack_v_f32, scores,                     \
-         softmax_f32, accumulate, scale_row,  merge_row,  exp_scalar},                \
-            {1,          pack_q_bf16, pack_k_bf16, pack_v_bf16, scores, softmax_bf16, \
-             accumulate, scale_row,   merge_row,   exp_scalar},                       \
+#define ATTEND_MICRO_TABLE             \
+    {                                  \
+        {.pack_q = pack_q_f32,         \
+         .pack_k = pack_k_f32,         \
+         .pack_v = pack_v_f32,         \
+         .scores = scores,             \
+         .softmax = softmax_f32,       \
+         .accumulate = accumulate,     \
+         .scale_row = scale_row,       \
+         .merge_row = merge_row,       \
+         .exp = exp_scalar},           \
+            {.pack_q = pack_q_bf16,    \
+             .pack_k = pack_k_bf16,    \
+             .pack_v = pack_v_bf16,    \
+             .scores = scores,         \
+             .softmax = softmax_bf16,  \
+             .accumulate = accumulate, \
+             .scale_row = scale_row,   \
+             .merge_row = merge_row,   \
+             .exp = exp_scalar},       \
     }

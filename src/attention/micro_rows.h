@@ -4,20 +4,6 @@
 #include "attention/attend.h"
 #include "attention/vec.h"
 
-/* A NaN score is skipped by the maximum but not by the sum, so it reaches the whole row. */
-static float running_max(int keys, float scale, const float *s, float m)
-{
-    vf best = vf_set1(m);
-    VF_FOR(j, keys)
-    best = vf_max(vf_keep_n(vf_mul(vf_load(s + j), vf_set1(scale)), keys - j, -INFINITY), best);
-    return vf_hmax(best);
-}
-
-static float rescale_factor(float before, float after)
-{
-    return before == after ? 1.0f : exp_scalar(before - after);
-}
-
 static void scale_row(int n, float f, const float *x, float *y)
 {
     VF_FOR(i, n) vf_store_n(y + i, vf_mul(vf_load_n(x + i, n - i), vf_set1(f)), n - i);

@@ -11,8 +11,8 @@
 
 /* The merged parts of a unit so far. */
 struct merged {
-    float o[ATTEND_ROWS * ATTENTION_MAX_DIM_V]; /* [rows][ldo] */
-    float m[ATTEND_ROWS], l[ATTEND_ROWS];
+    float o[ATTEND_WIDE_ROWS * ATTENTION_MAX_DIM_V]; /* [rows][ldo] */
+    float m[ATTEND_WIDE_ROWS], l[ATTEND_WIDE_ROWS];
 } __attribute__((aligned(64)));
 
 struct unit {
@@ -21,9 +21,9 @@ struct unit {
 
 static struct unit unit_at(const struct mla_decode_args *a, int index)
 {
-    int tiles = (a->heads + ATTEND_ROWS - 1) / ATTEND_ROWS;
-    struct unit u = {.request = index / tiles, .head0 = index % tiles * ATTEND_ROWS};
-    u.rows = a->heads - u.head0 < ATTEND_ROWS ? a->heads - u.head0 : ATTEND_ROWS;
+    int tiles = (a->heads + ATTEND_WIDE_ROWS - 1) / ATTEND_WIDE_ROWS;
+    struct unit u = {.request = index / tiles, .head0 = index % tiles * ATTEND_WIDE_ROWS};
+    u.rows = a->heads - u.head0 < ATTEND_WIDE_ROWS ? a->heads - u.head0 : ATTEND_WIDE_ROWS;
     u.parts = (a->len[u.request] + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
     return u;
 }
@@ -32,9 +32,18 @@ static void load_unit(const struct mla_decode_args *a, const struct attend_micro
                       const struct unit *u, struct attend_tile *t)
 {
     int dim_k = a->dim_latent + a->dim_rope;
-    attend_load(micro, t, u->rows, dim_k, a->dim_latent,
+    attend_load(micro, t, u->rows, dim_k, dim_k, a->dim_latent,
                 a->q + (int64_t)u->request * a->ldq + (int64_t)u->head0 * dim_k, dim_k,
                 a->softmax_scale);
+}
+
+/* Where a key of the unit lies in the cache. */
+static const void *key_at(const struct mla_decode_args *a, const struct unit *u, int key)
+{
+    size_t row_bytes = (size_t)(a->dim_latent + a->dim_rope) * dtype_bytes(a->kv_type);
+    size_t page = (size_t)a->pages[u->request][key / a->page_tokens];
+    size_t row = page * (size_t)a->page_tokens + (size_t)(key % a->page_tokens);
+    return (const char *)a->cache + row * row_bytes;
 }
 
 /* The part's keys into the tile's running softmax. */
@@ -42,21 +51,14 @@ static void attend_part(struct lane *poll, const struct mla_decode_args *a,
                         const struct attend_micro *micro, const struct unit *u, int part,
                         struct attend_tile *t)
 {
-    int dim_k = a->dim_latent + a->dim_rope, len = a->len[u->request];
+    int len = a->len[u->request];
     int end = len - part * ATTENTION_SPLIT < ATTENTION_SPLIT ? len : (part + 1) * ATTENTION_SPLIT;
-    size_t row_bytes = (size_t)dim_k * dtype_bytes(a->kv_type);
-    const int32_t *pages = a->pages[u->request];
     attend_begin(t);
     for (int key0 = part * ATTENTION_SPLIT; key0 < end; key0 += ATTEND_KEYS) {
         int keys = end - key0 < ATTEND_KEYS ? end - key0 : ATTEND_KEYS;
-        for (int j = 0; j < keys; j++) {
-            size_t page = (size_t)pages[(key0 + j) / a->page_tokens];
-            size_t row = page * (size_t)a->page_tokens + (size_t)((key0 + j) % a->page_tokens);
-            t->key_row[j] = (const char *)a->cache + row * row_bytes;
-        }
-        micro->pack_k(t->key_row, keys, dim_k, 0, t->k);
-        micro->pack_v(t->key_row, keys, a->dim_latent, t->ldo, t->v);
-        attend_block(micro, t, keys, 0, poll);
+        for (int j = 0; j < keys; j++) t->key_row[j] = t->value_row[j] = key_at(a, u, key0 + j);
+        t->ahead = key0 + ATTEND_KEYS < len ? key_at(a, u, key0 + ATTEND_KEYS) : NULL;
+        attend_block(micro, t, keys, keys, 0, poll);
     }
 }
 
@@ -179,7 +181,7 @@ static bool any_long(const struct mla_decode_args *a)
 void attend_decode(struct lane *lane, const struct mla_decode_args *a,
                    const struct attend_micro *micro)
 {
-    int units = a->m * ((a->heads + ATTEND_ROWS - 1) / ATTEND_ROWS);
+    int units = a->m * ((a->heads + ATTEND_WIDE_ROWS - 1) / ATTEND_WIDE_ROWS);
     if (units < lane->threads && any_long(a)) {
         size_t tiles = sizeof(struct attend_tile) * (size_t)lane->threads;
         char *memory = lane_scratch(lane, tiles + sizeof(struct merged));

@@ -17,7 +17,7 @@ static void same_bits(const char *what, enum isa isa, const float *a, const floa
 static void test_prefill_chunks_and_threads(void **state)
 {
     (void)state;
-    static const int chunks[] = {1, 7, 64, 65, 200};
+    static const int chunks[] = {1, 7, 64, 65, 130, 200};
     for (int isa = 0; isa < ISA_COUNT; isa++) {
         struct kernels k;
         if (!path_ready((enum isa)isa, &k)) continue;
@@ -102,6 +102,43 @@ static void test_decode_batch_pages_threads(void **state)
     }
 }
 
+/* A head's numbers are its own, however many heads share its tile: whole, half and single vectors
+ * of heads, values packed or not. */
+static void test_decode_number_of_heads(void **state)
+{
+    (void)state;
+    static const int len[] = {200, 65, 640, 1}, heads[] = {1, 3, 8, 9, 16, 17, 32, 33, 40};
+    enum { M = 4, HEADS = 70, LATENT = 52, ROPE = 6 };
+    for (int isa = 0; isa < ISA_COUNT; isa++) {
+        struct kernels k;
+        if (!path_ready((enum isa)isa, &k)) continue;
+        for (int t = 0; t < 2; t++) {
+            struct batch all = batch_make(t ? DT_BF16 : DT_F32, M, len, HEADS, LATENT, ROPE);
+            float *whole = batch_run(&all, &k, 1, 0, M, 64, 1);
+            for (size_t c = 0; c < sizeof heads / sizeof *heads; c++) {
+                int n = heads[c];
+                struct batch some = all;
+                size_t row = (size_t)(n * (LATENT + ROPE));
+                some.heads = n;
+                some.q = malloc(M * row * sizeof *some.q);
+                for (size_t i = 0; i < M; i++)
+                    memcpy(some.q + i * row, all.q + i * HEADS * (LATENT + ROPE),
+                           row * sizeof *some.q);
+                float *out = batch_run(&some, &k, 1, 0, M, 64, 2);
+                char what[40];
+                snprintf(what, sizeof what, "%d heads", n);
+                for (size_t i = 0; i < M; i++)
+                    same_bits(what, (enum isa)isa, whole + i * HEADS * LATENT,
+                              out + i * (size_t)(n * LATENT), (size_t)(n * LATENT));
+                free(out);
+                free(some.q);
+            }
+            free(whole);
+            batch_free(&all);
+        }
+    }
+}
+
 /* Thread 0 serves communication during a long call. */
 static void count_poll(void *arg)
 {
@@ -152,6 +189,7 @@ int main(void)
         cmocka_unit_test(test_prefill_chunks_and_threads),
         cmocka_unit_test(test_prefill_mask),
         cmocka_unit_test(test_decode_batch_pages_threads),
+        cmocka_unit_test(test_decode_number_of_heads),
         cmocka_unit_test(test_polls),
     };
     return cmocka_run_group_tests(tests, 0, 0);
