@@ -2,7 +2,7 @@
  * the tile configuration of its thread while it runs. */
 #include "cmd/bench.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) /* gcc, clang */
 #include <stdint.h>
 #include <immintrin.h>
 

@@ -1,7 +1,7 @@
 /* gemm_amx.c - the AMX micro-kernel on the tile registers. */
 #include "gemm/entries.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) /* gcc, clang */
 #include <immintrin.h>
 
 #define TILE_CONFIG(config) _tile_loadconfig(config)
