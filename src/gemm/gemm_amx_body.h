@@ -13,6 +13,7 @@
  * two column tiles at a time, so that each tile loaded serves two products; 8 tile registers: 4
  * sums, 2 of rows, 2 of columns. A ragged k ends with one narrower step.
  */
+#include "gemm/act.h"
 #include "gemm/entries.h"
 
 enum { AMX_NR = 64, AMX_MR = 32, AMX_ROWS = 16, AMX_COLS = 16, AMX_K = 32 };
@@ -181,20 +182,10 @@ static void amx_widen_row(enum dtype from, const void *src, int n, void *dst)
     ukernel_avx512bf16.widen_row(from, src, n, dst);
 }
 
-static void amx_row_bf16(int n, const float *x, uint16_t *out)
-{
-    ukernel_avx512bf16.row_bf16(n, x, out);
-}
-
-static void amx_row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
-{
-    ukernel_avx512bf16.row_e4m3(n, x, ue8m0, q, scale);
-}
-
 #define AMX_UKERNEL                                                                     \
     {                                                                                   \
         .nr = AMX_NR, .mr = AMX_MR, .wide = DT_BF16, .fused_rows = 0, .poll_work = 2e7, \
         .transpose16 = amx_transpose16, .widen_block = amx_widen_block,                 \
         .widen_row = amx_widen_row, .tile = amx_tile, .leave = amx_leave,               \
-        .row_bf16 = amx_row_bf16, .row_e4m3 = amx_row_e4m3,                             \
+        .row_bf16 = act_row_bf16, .row_e4m3 = act_row_e4m3,                             \
     }

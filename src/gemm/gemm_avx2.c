@@ -148,24 +148,7 @@ INLINE void tile_rows(const int rows, const struct gemm_tile *t)
 static void tile(enum dtype type, int rows, const struct gemm_tile *t)
 {
     (void)type; /* blocks are always widened to FP32 first */
-    switch (rows) {
-    case 1: tile_rows(1, t); break;
-    case 2: tile_rows(2, t); break;
-    case 3: tile_rows(3, t); break;
-    case 4: tile_rows(4, t); break;
-    case 5: tile_rows(5, t); break;
-    default: tile_rows(6, t); break;
-    }
-}
-
-static void row_bf16(int n, const float *x, uint16_t *out)
-{
-    act_row_bf16(n, x, out);
-}
-
-static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
-{
-    act_row_e4m3(n, x, ue8m0, q, scale);
+    GEMM_EACH_HEIGHT(rows, tile_rows, t)
 }
 
 const struct ukernel ukernel_avx2 = {
@@ -178,8 +161,8 @@ const struct ukernel ukernel_avx2 = {
     .widen_block = widen_block,
     .widen_row = widen_row,
     .tile = tile,
-    .row_bf16 = row_bf16,
-    .row_e4m3 = row_e4m3,
+    .row_bf16 = act_row_bf16,
+    .row_e4m3 = act_row_e4m3,
 };
 
 GEMM_ENTRIES(avx2)

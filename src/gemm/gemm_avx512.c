@@ -6,44 +6,15 @@
 #include "gemm/entries.h"
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
-
-enum { NR = 64, MR = 6, VECS = NR / 16, AHEAD = 4096 };
-#define INLINE static inline __attribute__((always_inline))
+#include "gemm/avx512_body.h"
 
 /* ---- packing ---- */
 
-/* 16 rows of 16 units to columns: pairs of rows, then quarters, then a 4 x 4 of lanes. */
 static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
     (void)type; /* units move whole */
-    const char *s = src;
-    __m512i r[16], t[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(s + (size_t)i * stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) { /* r[i + j]: lane l holds unit 4l + j of rows i..i+3 */
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44);
-        __m512i b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44);
-        __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
-        __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
-        t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
-        t[4 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
-        t[8 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
-        t[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
-    }
+    __m512i t[16];
+    transpose_units(src, stride, t);
 #pragma GCC unroll 16
     for (int u = 0; u < 16; u++) _mm512_storeu_si512(dst + (size_t)u * ldd, t[u]);
 }
@@ -116,64 +87,10 @@ static void widen_row(enum dtype from, const void *src, int n, void *dst)
 
 /* ---- the tile ---- */
 
-INLINE void tile_rows(const int rows, const struct gemm_tile *t)
-{
-    const float *a = t->a, *b = t->b;
-    __m512 acc[MR][VECS];
-    bool from_zero = t->first || t->scaled;
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
-            acc[r][v] = from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(t->c + r * NR + v * 16);
-    for (int k = 0; k < t->depth; k++, a++, b += NR) {
-        __m512 w[VECS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++) w[v] = _mm512_loadu_ps(b + v * 16);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
-            __m512 x = _mm512_set1_ps(a[r * GEMM_KC]);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++) acc[r][v] = _mm512_fmadd_ps(x, w[v], acc[r][v]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        float *c = t->c + r * NR;
-        __m512 scale = _mm512_set1_ps(t->scaled ? t->a_scale[r] * t->w_scale : 1);
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++) {
-            __m512 sum = acc[r][v];
-            if (t->scaled) {
-                __m512 before = t->first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + v * 16);
-                sum = _mm512_fmadd_ps(sum, scale, before);
-            }
-            _mm512_storeu_ps(c + v * 16, sum);
-        }
-    }
-}
-
 static void tile(enum dtype type, int rows, const struct gemm_tile *t)
 {
     (void)type; /* blocks are always widened to FP32 first */
-    switch (rows) {
-    case 1: tile_rows(1, t); break;
-    case 2: tile_rows(2, t); break;
-    case 3: tile_rows(3, t); break;
-    case 4: tile_rows(4, t); break;
-    case 5: tile_rows(5, t); break;
-    default: tile_rows(6, t); break;
-    }
-}
-
-static void row_bf16(int n, const float *x, uint16_t *out)
-{
-    act_row_bf16(n, x, out);
-}
-
-static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
-{
-    act_row_e4m3(n, x, ue8m0, q, scale);
+    GEMM_EACH_HEIGHT(rows, tile_f32, t)
 }
 
 const struct ukernel ukernel_avx512 = {
@@ -186,8 +103,8 @@ const struct ukernel ukernel_avx512 = {
     .widen_block = widen_block,
     .widen_row = widen_row,
     .tile = tile,
-    .row_bf16 = row_bf16,
-    .row_e4m3 = row_e4m3,
+    .row_bf16 = act_row_bf16,
+    .row_e4m3 = act_row_e4m3,
 };
 
 GEMM_ENTRIES(avx512)

@@ -5,10 +5,9 @@
 #include "gemm/entries.h"
 
 #if defined(__AVX512BF16__)
-#include <immintrin.h>
+#include "gemm/avx512_body.h"
 
-enum { NR = 64, MR = 6, FUSED_MR = 5, VECS = NR / 16, AHEAD = 4096 };
-#define INLINE static inline __attribute__((always_inline))
+enum { FUSED_MR = 5 };
 
 /* ---- packing ---- */
 
@@ -22,33 +21,8 @@ INLINE __m512i pairs_apart(__m512i x)
 
 static void transpose16(enum dtype type, const void *src, size_t stride, uint32_t *dst, size_t ldd)
 {
-    const char *s = src;
-    __m512i r[16], t[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(s + (size_t)i * stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) { /* r[i + j]: lane l holds unit 4l + j of rows i..i+3 */
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) { /* a 4 x 4 transpose of lanes */
-        __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44);
-        __m512i b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44);
-        __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
-        __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
-        t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
-        t[4 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
-        t[8 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
-        t[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
-    }
+    __m512i t[16];
+    transpose_units(src, stride, t);
 #pragma GCC unroll 16
     for (int u = 0; u < 16; u++)
         _mm512_storeu_si512(dst + (size_t)u * ldd, type == DT_E4M3 ? pairs_apart(t[u]) : t[u]);
@@ -145,39 +119,6 @@ static void widen_row(enum dtype from, const void *src, int n, void *dst)
 
 /* ---- tiles ---- */
 
-struct acc {
-    __m512 v[MR][VECS];
-};
-
-INLINE void acc_begin(const int rows, const struct gemm_tile *t, struct acc *acc)
-{
-    bool from_zero = t->first || t->scaled;
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
-            acc->v[r][v] =
-                from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(t->c + r * NR + v * 16);
-}
-
-INLINE void acc_end(const int rows, const struct gemm_tile *t, struct acc *acc)
-{
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) {
-        float *c = t->c + r * NR;
-        __m512 scale = _mm512_set1_ps(t->scaled ? t->a_scale[r] * t->w_scale : 1);
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++) {
-            __m512 sum = acc->v[r][v];
-            if (t->scaled) {
-                __m512 before = t->first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + v * 16);
-                sum = _mm512_fmadd_ps(sum, scale, before);
-            }
-            _mm512_storeu_ps(c + v * 16, sum);
-        }
-    }
-}
-
 /* A pair of activations in every lane. */
 INLINE __m512bh pair(const uint16_t *a)
 {
@@ -235,25 +176,6 @@ INLINE void tile_e4m3(const int rows, const struct gemm_tile *t)
     acc_end(rows, t, &acc);
 }
 
-INLINE void tile_f32(const int rows, const struct gemm_tile *t)
-{
-    const float *a = t->a, *b = t->b;
-    struct acc acc;
-    acc_begin(rows, t, &acc);
-    for (int k = 0; k < t->depth; k++, a++, b += NR) {
-        __m512 w[VECS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++) w[v] = _mm512_loadu_ps(b + v * 16);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
-            __m512 x = _mm512_set1_ps(a[r * GEMM_KC]);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++) acc.v[r][v] = _mm512_fmadd_ps(x, w[v], acc.v[r][v]);
-        }
-    }
-    acc_end(rows, t, &acc);
-}
-
 INLINE void tile_rows(const int rows, enum dtype type, const struct gemm_tile *t)
 {
     if (type == DT_F32)
@@ -268,24 +190,7 @@ INLINE void tile_rows(const int rows, enum dtype type, const struct gemm_tile *t
 
 static void tile(enum dtype type, int rows, const struct gemm_tile *t)
 {
-    switch (rows) {
-    case 1: tile_rows(1, type, t); break;
-    case 2: tile_rows(2, type, t); break;
-    case 3: tile_rows(3, type, t); break;
-    case 4: tile_rows(4, type, t); break;
-    case 5: tile_rows(5, type, t); break;
-    default: tile_rows(6, type, t); break;
-    }
-}
-
-static void row_bf16(int n, const float *x, uint16_t *out)
-{
-    act_row_bf16(n, x, out);
-}
-
-static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
-{
-    act_row_e4m3(n, x, ue8m0, q, scale);
+    GEMM_EACH_HEIGHT(rows, tile_rows, type, t)
 }
 
 const struct ukernel ukernel_avx512bf16 = {
@@ -299,8 +204,8 @@ const struct ukernel ukernel_avx512bf16 = {
     .widen_block = widen_block,
     .widen_row = widen_row,
     .tile = tile,
-    .row_bf16 = row_bf16,
-    .row_e4m3 = row_e4m3,
+    .row_bf16 = act_row_bf16,
+    .row_e4m3 = act_row_e4m3,
 };
 
 GEMM_ENTRIES(avx512bf16)

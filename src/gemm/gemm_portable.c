@@ -51,16 +51,6 @@ static void tile(enum dtype type, int rows, const struct gemm_tile *t)
     }
 }
 
-static void row_bf16(int n, const float *x, uint16_t *out)
-{
-    act_row_bf16(n, x, out);
-}
-
-static void row_e4m3(int n, const float *x, bool ue8m0, uint8_t *q, float *scale)
-{
-    act_row_e4m3(n, x, ue8m0, q, scale);
-}
-
 const struct ukernel ukernel_portable = {
     .nr = NR,
     .mr = MR,
@@ -71,8 +61,8 @@ const struct ukernel ukernel_portable = {
     .widen_block = widen_block,
     .widen_row = widen_row,
     .tile = tile,
-    .row_bf16 = row_bf16,
-    .row_e4m3 = row_e4m3,
+    .row_bf16 = act_row_bf16,
+    .row_e4m3 = act_row_e4m3,
 };
 
 GEMM_ENTRIES(portable)

@@ -29,6 +29,17 @@ struct gemm_tile {
     bool stream; /* b is read once, from memory: prefetch ahead */
 };
 
+/* Calls fn(rows, ...) with rows (1 to 6) as a constant, so that its loops unroll. */
+#define GEMM_EACH_HEIGHT(rows, fn, ...) \
+    switch (rows) {                     \
+    case 1: fn(1, __VA_ARGS__); break;  \
+    case 2: fn(2, __VA_ARGS__); break;  \
+    case 3: fn(3, __VA_ARGS__); break;  \
+    case 4: fn(4, __VA_ARGS__); break;  \
+    case 5: fn(5, __VA_ARGS__); break;  \
+    default: fn(6, __VA_ARGS__); break; \
+    }
+
 struct ukernel {
     int nr;           /* columns of a panel, a multiple of 16 that divides 128 */
     int mr;           /* most rows of a tile */
